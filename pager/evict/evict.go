@@ -1,0 +1,64 @@
+// Package evict decides which page leaves. It knows page numbers, never a
+// system call, an address or a region.
+package evict
+
+// Page identifies a page within one policy. The number means nothing to the
+// policy beyond equality.
+type Page uint64
+
+// Reason says why a page became resident.
+type Reason uint8
+
+const (
+	Demand   Reason = iota // somebody waited for it
+	Prefetch               // nobody has asked for it yet: colder than any demanded page
+	Reprieve               // the policy gave it up, but it could not leave (pinned, written meanwhile)
+)
+
+// Verdict is the pager's answer to a candidate.
+type Verdict uint8
+
+const (
+	// Gone: the page will leave. The policy forgets it (and may remember its
+	// ghost). If it cannot leave after all, Install(p, Reprieve) follows.
+	Gone Verdict = iota
+	// Touched: the page was used since it was last offered; treat it as a hit.
+	Touched
+	// Busy: the page cannot leave now (pinned, being written); keep it, offer
+	// others first.
+	Busy
+	// Unknown: the page is not resident any more; forget it without a ghost.
+	Unknown
+)
+
+// Policy orders the resident pages for eviction. Calls are serialised by the
+// pager, which holds none of its own locks meanwhile; a Policy must not call
+// back into the pager except through take, and must not block.
+//
+// Raw hits leave no trace (the hardware page table serves them), so a policy
+// sees misses (Install), and touches only where there were explicit ones
+// (Acquire, ReadAt), lazily, as the verdict Touched.
+type Policy interface {
+	// Install tells that p has become resident. A page that is already known
+	// is only updated: the pager may install twice.
+	Install(p Page, why Reason)
+
+	// Remove tells that p left for another reason than Evict: discarded,
+	// truncated, region closed. Unknown pages are ignored. No ghost.
+	Remove(p Page)
+
+	// Evict offers candidates to take, best first, until n verdicts were Gone
+	// or every resident page has been offered about twice. It returns the
+	// number of Gone verdicts.
+	Evict(n int, take func(Page) Verdict) int
+
+	// Cold moves p to where it is evicted next (drop-behind, Advise(Cold)).
+	Cold(p Page)
+
+	// SetCapacity tells how many pages the budget holds. Called at least once
+	// before the first Install.
+	SetCapacity(pages int)
+
+	// Len is the number of resident pages known.
+	Len() int
+}

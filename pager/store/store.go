@@ -1,0 +1,79 @@
+// Package store says what backs a region: a file, a block device, memory, any
+// io.ReaderAt, or one of these with scripted faults.
+//
+// A [Store] is asynchronous: Start begins transfers and each finishes through
+// its Done. A store with a kernel form ([Kernel]) can be read and written
+// without running any Go code, which is what raw access to a region needs.
+package store
+
+import (
+	"errors"
+
+	"github.com/uffdpager/uffdpager/pager/aio"
+)
+
+// Store backs one region. Methods may be called from any goroutine, except
+// that Close is called once, last, when nothing is under way.
+type Store interface {
+	// Size is the length in bytes as of the last successful open or Truncate.
+	// It need not be a multiple of anything: what lies between Size and the
+	// end of its last page reads as zeros and is never written.
+	Size() int64
+
+	// BlockSize is the alignment in bytes (a power of two, at most 4096 unless
+	// the device says otherwise) that offsets, lengths and buffers given to
+	// Start must have.
+	BlockSize() int
+
+	// Writable reports whether Write, Flush, Truncate and Discard may be used.
+	Writable() bool
+
+	// Start begins the ops without waiting for I/O. e is the caller's engine:
+	// a store over a file descriptor fills in FD and submits there; others
+	// ignore it. Each op's Done is called exactly once, by any goroutine,
+	// possibly before Start returns. A Read that meets the end of the file
+	// ends short with a nil error: the caller compares N with Size. A Write
+	// may extend past Size (the tail of the last page); the store cuts it and
+	// reports the full length.
+	Start(e aio.Engine, ops []*aio.Op)
+
+	// Kernel is the kernel form, if there is one: see Kernel.
+	Kernel() (Kernel, bool)
+
+	// Truncate sets the size. It may wait for the file system.
+	Truncate(size int64) error
+
+	// Discard makes [off, off+n) read as zeros and gives the space back where
+	// the medium can (hole punch, BLKDISCARD/BLKZEROOUT). It may wait.
+	Discard(off, n int64) error
+
+	// Close releases the store.
+	Close() error
+
+	// String names the store for messages: a path, "memory", …
+	String() string
+}
+
+// Kernel is a form of a store that can be served by system calls or memory
+// copies alone, by a thread that must not run Go code: either a file
+// descriptor or memory that neither moves nor is collected.
+type Kernel struct {
+	FD     int   // -1: none
+	Off    int64 // where in FD the store begins
+	Direct bool  // FD is open with O_DIRECT
+
+	Mem []byte // memory outside the Go heap; nil: none
+}
+
+// ErrReadOnly is returned by Truncate and Discard, and given to Write and
+// Flush ops, of a store that is not writable.
+var ErrReadOnly = errors.New("store: read-only")
+
+// ErrNotSupported (Is errors.ErrUnsupported) is returned for what this kind of
+// store cannot do.
+var ErrNotSupported error = notSupported{}
+
+type notSupported struct{}
+
+func (notSupported) Error() string        { return "store: not supported by this kind of store" }
+func (notSupported) Is(target error) bool { return target == errors.ErrUnsupported }
