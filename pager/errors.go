@@ -1,0 +1,55 @@
+package pager
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors of this package. Wrapped errors keep the unix.Errno, so that
+// errors.Is(err, unix.EIO) answers as well.
+var (
+	// ErrClosed: the pager or region is closed, or was closed meanwhile.
+	ErrClosed = errors.New("pager: closed")
+	// ErrReadOnly: a write to a region or store that is read-only.
+	ErrReadOnly = errors.New("pager: region is read-only")
+	// ErrBudget: the request cannot be met within the budget.
+	ErrBudget = errors.New("pager: does not fit the budget")
+	// ErrBusy: somebody else has it (a store that is already open for
+	// writing, a page that stays pinned).
+	ErrBusy = errors.New("pager: busy")
+	// ErrCannotPark: raw memory of a region that only Go code can fill was
+	// touched by code that cannot be parked. See Region.Raw.
+	ErrCannotPark = errors.New("pager: page needs Go code to be filled, and the code that touched it cannot be parked")
+	// ErrNotSupported (Is errors.ErrUnsupported): this machine, process or
+	// region cannot do it.
+	ErrNotSupported error = &unsupportedError{"pager: not supported here"}
+)
+
+type unsupportedError struct{ msg string }
+
+func (e *unsupportedError) Error() string { return e.msg }
+
+// Is makes every unsupportedError match ErrNotSupported and
+// errors.ErrUnsupported.
+func (e *unsupportedError) Is(target error) bool {
+	return target == errors.ErrUnsupported || target == ErrNotSupported
+}
+
+func unsupported(format string, args ...any) error {
+	return &unsupportedError{"pager: " + fmt.Sprintf(format, args...)}
+}
+
+// FaultError is an access that failed: what was done, where in the region, and
+// why. It unwraps to the cause, in the end usually a unix.Errno.
+type FaultError struct {
+	Op     string // "read", "write", "flush", …
+	Store  string // Store.String()
+	Offset int64  // byte offset in the region
+	Err    error
+}
+
+func (e *FaultError) Error() string {
+	return fmt.Sprintf("pager: %s %s at offset %d: %v", e.Op, e.Store, e.Offset, e.Err)
+}
+
+func (e *FaultError) Unwrap() error { return e.Err }

@@ -1,0 +1,173 @@
+package pager
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/prefetch"
+)
+
+// FrameSize is the unit of the budget and the smallest page, in bytes.
+const FrameSize = 4096
+
+// MaxPageSize is the largest page of a region, in bytes.
+const MaxPageSize = 2 << 20
+
+// MinBudget is the smallest budget, in bytes.
+const MinBudget = 4 * FrameSize
+
+// Options configure a Pager. The zero value works.
+type Options struct {
+	// Budget is the most memory, in bytes, that resident pages and pages on
+	// their way in may take together; rounded down to FrameSize. 0: the
+	// smaller of a quarter of the machine's memory and half of the cgroup's
+	// limit.
+	Budget int64
+
+	// QueueDepth is the most I/Os in flight. 0: 256.
+	QueueDepth int
+
+	// Engine does the I/O. 0 (aio.Auto): the best that works here.
+	Engine aio.Kind
+
+	// Park says how raw access waits. The environment variable
+	// UFFDPAGER_PARK overrides it.
+	Park coro.Mode
+
+	// EvictBatch is how many clean pages leave with one system call. 0: 64,
+	// less under small budgets. 1 makes the counters exact.
+	EvictBatch int
+
+	// StallLimit is how long a request waits for pinned pages while nothing
+	// at all is unpinned, before it fails with ErrBudget instead of waiting
+	// for ever. 0: 1 s.
+	StallLimit time.Duration
+
+	// WedgeLimit is the age at which a fault, an I/O, a pin or a hook is
+	// reported as wedged. 0: 30 s; negative: never.
+	WedgeLimit time.Duration
+
+	// Logger receives what is worth a line: start, degraded modes, I/O
+	// errors. nil: silent.
+	Logger *zap.Logger
+
+	// Events is told of what happens. nil: nobody.
+	Events *EventListener
+}
+
+// Durability is what happens to writes between calls of Sync.
+type Durability uint8
+
+const (
+	// InPlace: pages may reach the store at any time after they were written;
+	// Sync makes them durable.
+	InPlace Durability = iota
+	// Atomic: nothing uncommitted reaches the store in place.
+	Atomic
+)
+
+// OnReadError is what raw access does when a page cannot be read.
+type OnReadError uint8
+
+const (
+	// Fault raises a Go fault at the access (see Guard).
+	Fault OnReadError = iota
+	// Wait retries until the read succeeds or the region is closed.
+	Wait
+)
+
+// RegionOptions configure Map. The zero value works.
+type RegionOptions struct {
+	// ReadOnly maps the store for reading: writes are refused. Implied by a
+	// store that is not writable, unless Private.
+	ReadOnly bool
+
+	// Private is copy on write: what is written is seen by this region alone
+	// and forgotten at Close. Changed pages that must leave go to an unlinked
+	// temporary file of at most SpillLimit bytes in SpillDir.
+	Private    bool
+	SpillDir   string // "": os.TempDir()
+	SpillLimit int64  // 0: the size of the region
+
+	// PageSize is the unit of paging in bytes, a power of two from FrameSize
+	// to MaxPageSize. 0: FrameSize.
+	PageSize int
+
+	// MaxSize is how far Resize may grow the region. 0: the store's size.
+	MaxSize int64
+
+	// MinResident is how many bytes of this region eviction leaves alone;
+	// MaxResident how many it may have resident at most. 0: no bound.
+	MinResident, MaxResident int64
+
+	// Durability: InPlace or Atomic.
+	Durability Durability
+
+	// Prefetch decides what to read early. nil: prefetch.Readahead with its
+	// defaults. A policy belongs to one region.
+	Prefetch prefetch.Policy
+
+	// Evict orders this region's pages. nil: the pager's own S3-FIFO, shared
+	// by all regions without a policy of their own. A policy belongs to one
+	// region.
+	Evict evict.Policy
+
+	// Writeback says when dirty pages are written without being asked.
+	Writeback Writeback
+
+	// Verify is told of every page that comes in, before anyone sees it. An
+	// error makes the access fail with it. It runs on the pager's goroutines,
+	// must not block, and rules out raw access (see Region.Raw).
+	Verify func(page int64, data []byte) error
+
+	// Seal may change the copy of a page that is about to be written (to put
+	// a checksum in, say). Same rules as Verify.
+	Seal func(page int64, data []byte) error
+
+	// OnReadError is what raw access does when a page cannot be read.
+	OnReadError OnReadError
+}
+
+// Writeback says when dirty pages are written without being asked. The zero
+// value writes when a quarter of the budget is dirty, or after five seconds.
+type Writeback struct {
+	// DirtyShare is the share of the budget (0 … 1) above which dirty pages
+	// are written. 0: 0.25.
+	DirtyShare float64
+	// Age is how long a page may stay dirty. 0: 5 s; negative: for ever.
+	Age time.Duration
+	// NoSteal keeps dirty pages in memory until Sync.
+	NoSteal bool
+}
+
+// Advice is what Region.Advise is told, after madvise(2).
+type Advice uint8
+
+const (
+	Normal     Advice = iota // the region's prefetcher decides
+	Random                   // no prefetch on this range
+	Sequential               // read ahead, and let what was read leave first
+	WillNeed                 // read the range in the background
+	DontNeed                 // drop clean pages of the range now
+	Cold                     // let the range leave before anything else
+)
+
+// Range is a range of a region, in bytes.
+type Range struct {
+	Off, Len int64
+}
+
+// EventListener is told of what happens. Any field may be nil. The functions
+// run on the pager's goroutines: they must not block and must not call the
+// pager.
+type EventListener struct {
+	ReadError  func(r *Region, off, n int64, err error)
+	WriteError func(r *Region, off, n int64, err error)
+	Evicted    func(pages int)
+	Degraded   func(what string) // something works, but not as well as it could
+	Wedged     func(what string) // something is older than Options.WedgeLimit
+}
