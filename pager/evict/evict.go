@@ -11,7 +11,7 @@ type Reason uint8
 
 const (
 	Demand   Reason = iota // somebody waited for it
-	Prefetch               // nobody has asked for it yet: colder than any demanded page
+	Prefetch               // nobody has asked for it yet: colder than a demanded page of its age
 	Reprieve               // the policy gave it up, but it could not leave (pinned, written meanwhile)
 )
 
@@ -20,9 +20,13 @@ type Verdict uint8
 
 const (
 	// Gone: the page will leave. The policy forgets it (and may remember its
-	// ghost). If it cannot leave after all, Install(p, Reprieve) follows.
+	// ghost). If it cannot leave after all, Install(p, Reprieve) follows,
+	// after Evict has returned.
 	Gone Verdict = iota
-	// Touched: the page was used since it was last offered; treat it as a hit.
+	// Touched: the page was used again since it was last offered, or since
+	// Install; treat it as a hit. The access that brought it in does not
+	// count: if it did, every page of a scan would look hot. Being asked
+	// clears the touch.
 	Touched
 	// Busy: the page cannot leave now (pinned, being written); keep it, offer
 	// others first.
@@ -33,14 +37,16 @@ const (
 
 // Policy orders the resident pages for eviction. Calls are serialised by the
 // pager, which holds none of its own locks meanwhile; a Policy must not call
-// back into the pager except through take, and must not block.
+// back into the pager except through take, and must not block. Take in turn
+// must not call the policy.
 //
 // Raw hits leave no trace (the hardware page table serves them), so a policy
 // sees misses (Install), and touches only where there were explicit ones
 // (Acquire, ReadAt), lazily, as the verdict Touched.
 type Policy interface {
 	// Install tells that p has become resident. A page that is already known
-	// is only updated: the pager may install twice.
+	// is only updated: the pager may install twice. Install(p, Demand) of a
+	// resident page that was prefetched tells of its first use.
 	Install(p Page, why Reason)
 
 	// Remove tells that p left for another reason than Evict: discarded,
@@ -48,15 +54,18 @@ type Policy interface {
 	Remove(p Page)
 
 	// Evict offers candidates to take, best first, until n verdicts were Gone
-	// or every resident page has been offered about twice. It returns the
-	// number of Gone verdicts.
+	// or every resident page has been offered about twice; it always ends. A
+	// page is offered only while it is resident as far as the policy has been
+	// told. It returns the number of Gone verdicts.
 	Evict(n int, take func(Page) Verdict) int
 
-	// Cold moves p to where it is evicted next (drop-behind, Advise(Cold)).
+	// Cold moves p to where it is evicted next (drop-behind, Advise(Cold)),
+	// after those that are there already. Unknown pages are ignored.
 	Cold(p Page)
 
-	// SetCapacity tells how many pages the budget holds. Called at least once
-	// before the first Install.
+	// SetCapacity tells how many pages the budget holds: at least once before
+	// the first Install, and again when it changes. It evicts nothing; more
+	// pages than the capacity may be resident until the pager has.
 	SetCapacity(pages int)
 
 	// Len is the number of resident pages known.

@@ -83,9 +83,12 @@ func (x *index) remove(t *table, s slot) {
 	*x.ref(t, s) = t.at(s).chain
 	x.n--
 	// Merging well below the point where splitting begins keeps a page that
-	// comes and goes from moving a bucket each time.
-	if x.size > bucketLen && x.n < x.size/2 {
-		x.merge(t)
+	// comes and goes from moving a bucket each time; two buckets for one node
+	// keep up with that factor of two.
+	for range 2 {
+		if x.size > bucketLen && x.n < x.size/2 {
+			x.merge(t)
+		}
 	}
 }
 

@@ -4,30 +4,31 @@ package evict
 // for cache eviction", Yang et al., SOSP 2023), arranged so that it works when
 // misses are all there is to see.
 //
-//	              miss                    prefetch
-//	               │ remembered?             │
-//	     no ┌──────┴───────┐ yes             ▼
-//	        ▼              │              ┌───────┐ first use
-//	    ┌───────┐ touched  │      ┌───────│ ahead │──────▶ as a miss
-//	    │ small │────────┐ │      │       └───────┘
-//	    └───────┘        ▼ ▼      ▼ over its share
-//	        │          ┌──────┐  out
-//	        │          │ main │⟲ touched
-//	        ▼          └──────┘
-//	    out, and           │
-//	    remembered ◀───────┘
+//	          miss                      prefetch
+//	           │ remembered?               │
+//	 no ┌──────┴──────┐ yes                ▼
+//	    ▼             ▼                 ┌───────┐
+//	┌───────┐touched┌──────┐            │ ahead │── used ──▶ as if missed
+//	│ small │──────▶│ main │⟲ touched   └───────┘
+//	└───────┘       └──────┘                │
+//	    │               │                   ▼
+//	    ▼               ▼                  out
+//	out, but           out
+//	remembered
 //
 // A page that is missed again soon after it left has proven itself and goes to
-// main; what is used once passes through small, a tenth of the budget, and
+// main; what is used once passes through small, a sixteenth of the budget, and
 // never disturbs main. Touches, where there are any, save a page the way
 // through the store. Prefetched pages have a queue of their own: whatever is
 // read ahead and not known to be used displaces at most an eighth of the
 // budget.
 //
-// Every operation is O(1), without allocation once the policy has seen its
-// budget full; it keeps about 30 bytes for each resident page and as many for
-// each remembered one, of which there are at most as many as the budget has
-// pages.
+// What leaves main is not remembered, so that a loop over more than the budget
+// keeps a part of it resident instead of replacing all of it each time round.
+//
+// Every operation is O(1) and does not allocate once the policy has seen its
+// budget full. It keeps 28 to 32 bytes for each page that is resident or
+// remembered; the latter are at most three quarters of the budget.
 func NewS3FIFO() Policy { return &s3fifo{} }
 
 const (
@@ -43,18 +44,17 @@ type s3fifo struct {
 	capacity int
 }
 
-// Shares of the capacity. Small is what the paper found best over 6,594
-// traces; the ghost list is as long as the budget, because without touches it
-// is the only memory of what is hot.
-func (c *s3fifo) smallShare() int { return max(1, c.capacity/10) }
+// Shares of the capacity, chosen by the simulations in sim_test.go with misses
+// only. A smaller small queue is better for every workload there; much smaller
+// and the pages of a thousand goroutines that all miss at once would push each
+// other out. A longer ghost list promotes what is merely lukewarm; a shorter
+// one loses the loops over somewhat more than the budget.
+func (c *s3fifo) smallShare() int { return max(1, c.capacity/16) }
 func (c *s3fifo) aheadShare() int { return c.capacity / 8 }
-func (c *s3fifo) ghostShare() int { return max(ghostMin, c.capacity*ghostNum/ghostDen) }
+func (c *s3fifo) ghostShare() int { return max(ghostMin, c.capacity/4*3) }
 
 // ghostMin lets a budget of a few pages still tell a loop from a scan.
 const ghostMin = 8
-
-var ghostNum, ghostDen = 1, 1
-var mainGhost = true
 
 func (c *s3fifo) Install(p Page, why Reason) {
 	s := c.t.index.find(&c.t, p)
@@ -71,23 +71,22 @@ func (c *s3fifo) Install(p Page, why Reason) {
 	}
 	switch n := c.t.at(s); n.queue {
 	case s3Ghost:
-		n.mark = false
 		if why == Prefetch {
-			n.mark = true
+			n.mark = true // its first use will be its second miss
 			c.t.move(s, s3Ahead)
 		} else {
 			c.t.move(s, s3Main)
 		}
 	case s3Cold, s3Ahead:
-		if why != Prefetch {
+		if why == Demand {
 			c.promote(s)
 		}
 	}
 }
 
 // promote moves a page whose first use has become known to where a miss would
-// have put it.
-func (c *s3fifo) promote(s slot) {
+// have put it, and says where.
+func (c *s3fifo) promote(s slot) queueID {
 	n := c.t.at(s)
 	to := s3Small
 	if n.queue == s3Ahead && n.mark {
@@ -95,6 +94,7 @@ func (c *s3fifo) promote(s slot) {
 	}
 	n.mark = false
 	c.t.move(s, to)
+	return to
 }
 
 func (c *s3fifo) Remove(p Page) {
@@ -121,7 +121,8 @@ func (c *s3fifo) Cold(p Page) {
 func (c *s3fifo) Evict(n int, take func(Page) Verdict) int {
 	gone := 0
 	// Two rounds of each queue, counted apart: a queue full of busy pages must
-	// not keep the others from being offered.
+	// not keep the others from being offered. Each page can be granted at most
+	// two more offers by its touches, so this ends whatever take answers.
 	var left [numQueues]int
 	for q := s3Cold; q <= s3Main; q++ {
 		left[q] = 2 * c.t.queue(q).n
@@ -140,7 +141,9 @@ func (c *s3fifo) Evict(n int, take func(Page) Verdict) int {
 		case Unknown:
 			c.t.forget(s)
 		case Touched:
-			left[c.touched(s, q)]++
+			if to := c.touched(s, q); to != q {
+				left[to]++
+			}
 		case Busy:
 			c.t.move(s, q)
 		}
@@ -169,30 +172,39 @@ func (c *s3fifo) next(left *[numQueues]int) queueID {
 
 // leave takes a page out.
 func (c *s3fifo) leave(s slot, q queueID) {
-	switch q {
-	case s3Small:
-	case s3Main:
-		if !mainGhost { c.t.forget(s); return }
-	default:
+	if q != s3Small {
 		c.t.forget(s)
 		return
 	}
 	c.t.move(s, s3Ghost)
-	if c.t.queue(s3Ghost).n > c.ghostShare() {
-		c.t.forget(c.t.queue(s3Ghost).head)
-	}
+	c.trimGhosts()
 }
 
+// touched says where a page goes that was used since it was last offered.
 func (c *s3fifo) touched(s slot, q queueID) queueID {
+	switch n := c.t.at(s); {
+	case q == s3Cold && !n.mark:
+		// The touch may be older than the advice: a scan touches its pages
+		// before it drops them.
+		n.mark = true
+		c.t.move(s, s3Cold)
+		return s3Cold
+	case q == s3Cold || q == s3Ahead:
+		return c.promote(s)
+	}
 	c.t.move(s, s3Main)
 	return s3Main
 }
 
-func (c *s3fifo) SetCapacity(pages int) {
-	c.capacity = max(1, pages)
+func (c *s3fifo) trimGhosts() {
 	for c.t.queue(s3Ghost).n > c.ghostShare() {
 		c.t.forget(c.t.queue(s3Ghost).head)
 	}
+}
+
+func (c *s3fifo) SetCapacity(pages int) {
+	c.capacity = pages
+	c.trimGhosts()
 }
 
 func (c *s3fifo) Len() int {

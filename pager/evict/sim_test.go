@@ -3,74 +3,136 @@ package evict
 import (
 	"math"
 	"math/rand/v2"
-	"testing"
-	"fmt"
 	"sort"
+	"testing"
 )
 
-type zipf struct{ cdf []float64 }
+// The simulations count misses of page reference strings; nothing here is
+// timed.
 
-func newZipf(n int, theta float64) *zipf {
-	z := &zipf{cdf: make([]float64, n)}
+// zipf draws 0..n-1 with probability ∝ 1/(rank+1)^theta.
+type zipf []float64
+
+func newZipf(n int, theta float64) zipf {
+	z := make(zipf, n)
 	sum := 0.0
-	for i := range z.cdf {
-		sum += 1 / math.Pow(float64(i+1), theta)
-		z.cdf[i] = sum
+	for i := range z {
+		sum += math.Pow(float64(i+1), -theta)
+		z[i] = sum
 	}
-	for i := range z.cdf { z.cdf[i] /= sum }
 	return z
 }
-func (z *zipf) next(r *rand.Rand) int { return sort.SearchFloat64s(z.cdf, r.Float64()) }
 
-func sim(p Policy, see bool, capacity, n int, next func() Page) float64 {
-	p.SetCapacity(capacity)
-	touched := map[Page]bool{}
+func (z zipf) draw(r *rand.Rand) Page {
+	return Page(sort.SearchFloat64s(z, r.Float64()*z[len(z)-1]))
+}
+
+// hotAndScan returns accesses of which four of five go to a hot set of the
+// given size and the fifth goes on with a scan of all other pages.
+func hotAndScan(r *rand.Rand, hot, pages int) func() Page {
+	at := 0
+	return func() Page {
+		if r.IntN(5) > 0 {
+			return Page(r.IntN(hot))
+		}
+		at++
+		return Page(hot + at%(pages-hot))
+	}
+}
+
+// missRatio runs n accesses through a budget and counts the misses of the
+// last three quarters. Unless sees is set, the policy is never told that a
+// page was touched.
+func missRatio(p Policy, sees bool, budget, n int, next func() Page) float64 {
+	p.SetCapacity(budget)
+	resident := map[Page]bool{} // value: touched since last offered
 	misses := 0
-	res := map[Page]bool{}
-	for i := 0; i < n; i++ {
+	for i := range n {
 		pg := next()
-		if res[pg] {
-			if see { touched[pg] = true }
+		if _, hit := resident[pg]; hit {
+			resident[pg] = sees
 			continue
 		}
-		if i > n/4 {misses++}
-		if len(res) >= capacity {
+		if i >= n/4 {
+			misses++
+		}
+		if len(resident) == budget {
 			p.Evict(1, func(v Page) Verdict {
-				if touched[v] { delete(touched, v); return Touched }
-				delete(res, v)
+				if resident[v] {
+					resident[v] = false
+					return Touched
+				}
+				delete(resident, v)
 				return Gone
 			})
 		}
-		res[pg] = true
+		resident[pg] = false
 		p.Install(pg, Demand)
 	}
-	return float64(misses) / float64(n-n/4) * 100
+	return float64(misses) / float64(n-n/4)
 }
 
-func TestExplore(t *testing.T) {
-	for _, N := range []int{1<<14, 1<<16, 1<<18} {
-		cap := N / 16
-		n := N*32
-		if n > 4000000 { n = 4000000 }
-		zf := newZipf(N, 0.99)
-		z := func() func() Page { r := rand.New(rand.NewPCG(1, 2)); return func() Page { return Page(zf.next(r)) } }
-		hs := func() func() Page {
-			r := rand.New(rand.NewPCG(1, 2)); pos := 0
-			return func() Page {
-				if r.IntN(5) > 0 { return Page(r.IntN(cap*3/4)) }
-				pos++
-				return Page(cap + pos%(N-cap))
+// From misses alone S3-FIFO does what a clock needs every touch for.
+func TestMissesAloneAreEnough(t *testing.T) {
+	const (
+		pages    = 1 << 16
+		budget   = pages / 16
+		accesses = 1_000_000
+	)
+	z := newZipf(pages, 0.99)
+	for _, w := range []struct {
+		name string
+		next func(r *rand.Rand) func() Page
+	}{
+		{"zipf 0.99", func(r *rand.Rand) func() Page { return func() Page { return z.draw(r) } }},
+		{"zipf 0.99, drifting", func(r *rand.Rand) func() Page {
+			i := 0
+			return func() Page { i++; return (z.draw(r) + Page(i/200)) % pages }
+		}},
+		{"hot half and scan", func(r *rand.Rand) func() Page { return hotAndScan(r, budget/2, pages) }},
+		{"hot set as large as the budget and scan", func(r *rand.Rand) func() Page { return hotAndScan(r, budget, pages) }},
+		{"loop over 1.5 budgets", func(r *rand.Rand) func() Page {
+			i := 0
+			return func() Page { i++; return Page(i % (budget * 3 / 2)) }
+		}},
+		{"uniform", func(r *rand.Rand) func() Page { return func() Page { return Page(r.IntN(pages)) } }},
+	} {
+		run := func(p Policy, sees bool) float64 {
+			return missRatio(p, sees, budget, accesses, w.next(rand.New(rand.NewPCG(1, 2))))
+		}
+		fifo, clock := run(NewFIFO(), false), run(NewClock(), true)
+		s3, s3sees := run(NewS3FIFO(), false), run(NewS3FIFO(), true)
+		t.Logf("%-40s FIFO %.4f, clock that sees %.4f, S3-FIFO blind %.4f, S3-FIFO that sees %.4f", w.name, fifo, clock, s3, s3sees)
+		if s3 > 1.05*clock {
+			t.Errorf("%s: S3-FIFO misses %.4f, a clock that sees every touch %.4f", w.name, s3, clock)
+		}
+		if s3sees > 1.05*clock {
+			t.Errorf("%s: S3-FIFO with touches misses %.4f, the clock %.4f", w.name, s3sees, clock)
+		}
+	}
+}
+
+// With a budget of a few pages nothing breaks and a hot page is still found.
+func TestTinyBudgets(t *testing.T) {
+	for _, pol := range policies {
+		for budget := 1; budget <= 8; budget++ {
+			r := rand.New(rand.NewPCG(3, uint64(budget)))
+			got := missRatio(pol.new(), false, budget, 20_000, func() Page { return Page(r.IntN(budget)) })
+			if got != 0 {
+				t.Errorf("%s: budget %d, as many pages: miss ratio %.4f, want 0", pol.name, budget, got)
 			}
 		}
-		for name, w := range map[string]func() func() Page{"zipf": z, "hs": hs} {
-			fmt.Printf("N=%d %s fifo %.2f clock %.2f s3touch %.2f", N, name, sim(NewFIFO(), false, cap, n, w()), sim(NewClock(), true, cap, n, w()), sim(NewS3FIFO(), true, cap, n, w()))
-			for _, mainGhost = range []bool{false, true} {
-				for _, g := range [][2]int{{9,10}, {1,1},{3, 2}, {2, 1}} {
-					ghostNum, ghostDen = g[0], g[1]
-					fmt.Printf(" | mg=%v g=%v: %.2f", mainGhost, g, sim(NewS3FIFO(), false, cap, n, w()))
-				}
-			}
-			fmt.Println()
+	}
+	for budget := 4; budget <= 8; budget++ {
+		// One hot page and a scan: a FIFO loses the hot page again and again.
+		mk := func() func() Page {
+			r := rand.New(rand.NewPCG(3, uint64(budget)))
+			return hotAndScan(r, 1, 1000)
+		}
+		fifo := missRatio(NewFIFO(), false, budget, 20_000, mk())
+		s3 := missRatio(NewS3FIFO(), false, budget, 20_000, mk())
+		if s3 > fifo {
+			t.Errorf("budget %d: S3-FIFO %.4f, FIFO %.4f", budget, s3, fifo)
 		}
 	}
 }

@@ -39,7 +39,7 @@ type queue struct {
 
 const (
 	freeList  queueID = iota // holes in the slab
-	numQueues = 8
+	numQueues         = 8
 )
 
 // table is the slab, its queues and the index over them.
