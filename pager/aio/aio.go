@@ -12,6 +12,12 @@
 //	Done(op)   ◀───────── Reap(max)
 //
 // Nothing here parks a goroutine except [Engine.Wait] and [Engine.Close].
+//
+// The three engines differ only in who carries a transfer out; slots, order,
+// continuation of short transfers, waiting and closing are the same code
+// (engine_linux.go). The submitting goroutine makes the system call itself, and
+// several may do so at once: waking another core to submit is dearer than the
+// submission.
 package aio
 
 import (
@@ -58,24 +64,37 @@ const (
 	Flush             // fdatasync(2); Buf and Off are ignored
 )
 
-func (c Code) String() string { return [...]string{"read", "write", "flush"}[c] }
+var codeNames = [...]string{"read", "write", "flush"}
 
-// Op is one transfer. The caller fills the first block, keeps the Op reachable
-// and Buf untouched until Done, and may reuse the Op from within Done.
+func (c Code) String() string {
+	if int(c) < len(codeNames) {
+		return codeNames[c]
+	}
+	return fmt.Sprintf("Code(%d)", uint8(c))
+}
+
+// Op is one transfer. The caller fills the first block, keeps Buf untouched
+// until Done, and may reuse the Op from within Done. The engine keeps the Op
+// reachable meanwhile.
+//
+// Ops in flight together are in no order to one another, whatever the order of
+// submission: a Flush covers the writes whose Done ran before it was submitted,
+// and no others.
 type Op struct {
 	Code Code
-	FD   int    // file descriptor; must stay open until Done
+	FD   int    // regular file or block device; must stay open until Done
 	Off  int64  // byte offset in the file; a multiple of the device's logical block for O_DIRECT
 	Buf  []byte // memory that does not move (mmap, not the Go heap), aligned like Off for O_DIRECT
 
 	// Done is called exactly once, when the transfer is whole, has met the end
-	// of the file (a short N with a nil Err), or has failed. It runs on
-	// whichever goroutine reaps (or, for engines and stores without a kernel
-	// ring, on theirs, possibly before Submit returns). It must not block; it
-	// may call Submit.
+	// of the file (a short N with a nil Err), or has failed. The engines of
+	// this package run it on a goroutine that is inside Reap or Close, or
+	// inside Submit for ops that come after Close. (A store without a file
+	// descriptor may run it anywhere, also before its Start returns.) It must
+	// not block; it may call Submit and Reap, not Close.
 	Done func(*Op)
 
-	N   int   // bytes transferred
+	N   int   // bytes transferred; also counts what went before an Err
 	Err error // nil, a unix.Errno, or ErrClosed
 
 	// Arg is the caller's; the engine does not look at it.
@@ -91,8 +110,14 @@ type Engine interface {
 
 	// Submit starts every op, in order, without waiting for I/O. What the
 	// kernel does not take now (full ring, EAGAIN) is kept in order and
-	// submitted as room appears; what it refuses finishes with Err set. After
-	// Close every op finishes with ErrClosed. The slice is not kept.
+	// submitted as Reap makes room; what it refuses finishes with Err set.
+	// After Close every op finishes with ErrClosed. The slice is not kept.
+	//
+	// The kernel itself may make the system call wait: for file system
+	// metadata that is not cached, for a write that allocates blocks, for
+	// any file not opened with O_DIRECT (there Linux AIO does the whole
+	// transfer inside io_submit), and when the device's own queue is full.
+	// The thread is then in a system call, its P free for others.
 	Submit(ops []*Op)
 
 	// Reap runs Done for at most max finished ops on the calling goroutine and
@@ -101,24 +126,62 @@ type Engine interface {
 	Reap(max int) int
 
 	// Wait parks the calling goroutine (not its thread) until a Reap may find
-	// something, ctx ends, or the engine is closed (ErrClosed). One goroutine
-	// at a time.
+	// something (nil), ctx ends (its error), or the engine is closed
+	// (ErrClosed). One goroutine at a time: others queue up behind it. It may
+	// return nil early. Waiting again and again with the same ctx allocates
+	// nothing.
 	Wait(ctx context.Context) error
 
-	// InFlight is the number of ops submitted and not yet finished.
+	// InFlight is the number of ops submitted whose Done has not returned.
 	InFlight() int
 
-	// Close refuses new ops, cancels what can be cancelled, waits until every
-	// op has finished (calling Done) and frees the ring. It is idempotent.
+	// Close refuses new ops, ends with ErrClosed those the kernel has not got
+	// yet, cancels what can be cancelled (io_uring: what is still queued;
+	// Linux cannot cancel disk AIO), waits until every op has finished
+	// (calling Done) and frees the ring. It is idempotent: later calls wait
+	// for the first.
 	Close() error
 }
 
 // Options configure Open. The zero value works.
 type Options struct {
-	Kind  Kind
-	Depth int // most ops in the kernel at once; 0: 256
+	Kind Kind
+	// Depth is the most ops in the kernel at once (for Threads: the most
+	// goroutines, thus threads, in system calls), at most MaxDepth. What is
+	// beyond waits in the engine, in order. 0: 256, or 64 for Threads.
+	Depth int
 }
+
+// MaxDepth is the largest Options.Depth: what an io_uring can hold.
+const MaxDepth = 32768
+
+const (
+	defaultDepth   = 256
+	defaultThreads = 64
+)
 
 // ErrClosed is the error of ops that an engine refused or dropped because it
 // was closed.
 var ErrClosed = errors.New("aio: engine is closed")
+
+// ErrNotSupported (Is errors.ErrUnsupported) is wrapped by the error of Open
+// when this system does not have the engine or a container refuses it.
+var ErrNotSupported error = notSupported{}
+
+type notSupported struct{}
+
+func (notSupported) Error() string        { return "not supported here" }
+func (notSupported) Is(target error) bool { return target == errors.ErrUnsupported }
+
+// depth checks o.Depth and fills in the default of kind.
+func (o Options) depth(kind Kind) (int, error) {
+	switch {
+	case o.Depth < 0 || o.Depth > MaxDepth:
+		return 0, fmt.Errorf("aio: depth %d is not in 0..%d", o.Depth, MaxDepth)
+	case o.Depth > 0:
+		return o.Depth, nil
+	case kind == Threads:
+		return defaultThreads, nil
+	}
+	return defaultDepth, nil
+}

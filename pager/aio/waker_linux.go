@@ -1,0 +1,95 @@
+package aio
+
+import (
+	"os"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// waker parks one goroutine at a time until something has happened.
+type waker interface {
+	// wait returns when ok does; ok is asked again after every signal.
+	wait(ok func() bool)
+	// kick signals a goroutine that waits. From any goroutine, at any time.
+	kick()
+	// close; nobody waits.
+	close()
+}
+
+// eventWaker waits in Go's netpoller on an eventfd, which the kernel signals
+// with every completion.
+type eventWaker struct {
+	file    *os.File
+	conn    syscall.RawConn
+	fd      int // for the kernel; file owns it
+	waiting atomic.Bool
+
+	ok    func() bool
+	poll  func(fd uintptr) bool // w.ask, bound once
+	count [8]byte
+}
+
+// one is a count for an eventfd: of what size does not matter, so its byte
+// order does not either.
+var one = [8]byte{1}
+
+func newEventWaker() (*eventWaker, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	w := &eventWaker{fd: fd, file: os.NewFile(uintptr(fd), "aio eventfd")}
+	w.poll = w.ask
+	if w.conn, err = w.file.SyscallConn(); err != nil {
+		w.file.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *eventWaker) wait(ok func() bool) {
+	w.ok = ok
+	w.waiting.Store(true)
+	w.conn.Read(w.poll) // fails only when closed
+	w.waiting.Store(false)
+}
+
+// ask takes the signal, then looks: the other way round, a signal between the
+// two would be lost.
+func (w *eventWaker) ask(fd uintptr) bool {
+	unix.Read(int(fd), w.count[:])
+	return w.ok()
+}
+
+func (w *eventWaker) kick() {
+	if w.waiting.Load() {
+		w.file.Write(one[:])
+	}
+}
+
+func (w *eventWaker) close() { w.file.Close() }
+
+// chanWaker waits on a channel: for the engine without a kernel ring, whose
+// completions come from goroutines.
+type chanWaker struct {
+	ch chan struct{}
+}
+
+func newChanWaker() *chanWaker { return &chanWaker{ch: make(chan struct{}, 1)} }
+
+func (w *chanWaker) wait(ok func() bool) {
+	for !ok() {
+		<-w.ch
+	}
+}
+
+func (w *chanWaker) kick() {
+	select {
+	case w.ch <- struct{}{}:
+	default: // a signal is under way already
+	}
+}
+
+func (w *chanWaker) close() {}
