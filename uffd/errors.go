@@ -24,6 +24,9 @@ type UnsupportedError struct {
 }
 
 func (e *UnsupportedError) Error() string {
+	if needs, ok := e.Err.(*UnsupportedError); ok {
+		return fmt.Sprintf("uffd: %s needs %s (Linux %s has it): %v", e.Feature, needs.Feature, needs.Feature.Since(), needs.Err)
+	}
 	return fmt.Sprintf("uffd: %s is not available (Linux %s has it): %v", e.Feature, e.Feature.Since(), e.Err)
 }
 

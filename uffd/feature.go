@@ -43,7 +43,7 @@ var features = [numFeatures]featureInfo{
 	FeatureAnyMode:        {"any_mode", "4.3", "opening a userfaultfd where user_mode_only is refused", 0},
 	FeatureDevUserfaultfd: {"dev_userfaultfd", "6.1", "opening a userfaultfd where the system call is refused", 0},
 	FeatureSigbus:         {"sigbus", "4.14", "serving faults within the process", APISigbus},
-	FeatureWriteProtect:   {"wp", "5.7", "tracking dirty pages", APIWriteProtect | APIWPShmem | APIWPUnpopulated | APIWPAsync},
+	FeatureWriteProtect:   {"wp", "5.7", "tracking dirty pages", APIWriteProtect | APIWPShmem},
 	FeatureWPUnpopulated:  {"wp_unpopulated", "6.4", "write-protecting a range with holes", APIWPUnpopulated},
 	FeaturePoison:         {"poison", "6.6", "marking a page as lost", APIPoison},
 	FeatureWPAsync:        {"wp_async", "6.7", "tracking dirty pages without faults", APIWPAsync},
@@ -95,9 +95,9 @@ func (f Feature) Use() string {
 //
 // The value is a list of feature names, separated by commas, each with a minus
 // sign before it. It is read once, when the program starts. A masked feature
-// behaves as on a kernel without it: the raw calls return the errno such a
-// kernel returns, the ordinary ones an UnsupportedError, Open and Probe do
-// without.
+// behaves as on a kernel without it, and so does what depends on it: the raw
+// calls return the errno such a kernel returns, the ordinary ones an
+// UnsupportedError, Open and Probe do without.
 const MaskEnv = "UFFDPAGER_FEATURES"
 
 // mask has the bit 1<<f of every feature f that is taken away. It is written
@@ -108,6 +108,14 @@ var mask, maskErr = parseMask(os.Getenv(MaskEnv))
 // MaskError is the error in UFFDPAGER_FEATURES, if there is one. Open returns
 // it too, and so do the probes. The names that are known are masked even so.
 func MaskError() error { return maskErr }
+
+// implied is what no kernel has without the feature.
+var implied = map[Feature]uint64{
+	FeatureUserfaultfd: 1<<FeatureUserModeOnly | 1<<FeatureAnyMode | 1<<FeatureDevUserfaultfd | 1<<FeatureSigbus |
+		1<<FeatureWriteProtect | 1<<FeatureWPUnpopulated | 1<<FeaturePoison | 1<<FeatureWPAsync | 1<<FeatureMove,
+	FeatureWriteProtect:   1<<FeatureWPUnpopulated | 1<<FeatureWPAsync,
+	FeatureProcessMadvise: 1 << FeaturePidfdSelf,
+}
 
 func parseMask(s string) (uint64, error) {
 	var m uint64
@@ -123,7 +131,7 @@ func parseMask(s string) (uint64, error) {
 			bad = append(bad, word)
 			continue
 		}
-		m |= 1 << f
+		m |= 1<<f | implied[Feature(f)]
 	}
 	if bad != nil {
 		return m, fmt.Errorf("uffd: %s: unknown word %q (want a list of -name with name one of %s)", MaskEnv, bad, featureNames())
@@ -158,8 +166,7 @@ func maskedAPI() (bits API) {
 // featureOf names the feature that stands for the lowest bit of a set.
 func featureOf(bits API) Feature {
 	for f := range numFeatures {
-		// The narrow features come with one bit each; wp stands for all of its.
-		if a := features[f].api; a&bits != 0 && (a&^bits == 0 || f == FeatureWriteProtect && bits&(APIWriteProtect|APIWPShmem) != 0) {
+		if features[f].api&bits&-bits != 0 {
 			return f
 		}
 	}

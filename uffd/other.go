@@ -85,7 +85,7 @@ func RawZap(vecs *Range, n int) (done int, errno uintptr) { return 0, enosys }
 func PrepareZap() {}
 
 // Zap fails with ErrNotSupported.
-func Zap(vecs []Range) error { return ErrNotSupported }
+func Zap(vecs []Range) (done int, err error) { return 0, ErrNotSupported }
 
 // ProcessMadvise fails with ErrNotSupported.
 func ProcessMadvise(vecs []Range, advice int) (n uintptr, err error) { return 0, ErrNotSupported }

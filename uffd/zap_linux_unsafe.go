@@ -87,49 +87,57 @@ func setZapPidfd(fd int) { bare.Store32(&zapPidfd, uint32(int32(fd))) }
 //go:norace
 //go:nocheckptr
 func RawZap(vecs *Range, n int) (done int, errno uintptr) {
-	if pidfd := int32(bare.Load32(&zapPidfd)); pidfd != noPidfd {
-		done = zapBatches(vecs, n, uintptr(int(pidfd)))
-	}
-	// Whatever a batch call stopped at is tried by itself: either it works
-	// that way, or its own errno comes out.
+	pidfd, advice := int32(bare.Load32(&zapPidfd)), uintptr(madvDontneed)
+	merge := true
 	for done < n {
-		first := rangeAt(vecs, done)
-		lo, hi := first.Addr, first.Addr+first.Len
-		merged := 1
-		for done+merged < n {
-			next := rangeAt(vecs, done+merged)
-			if next.Addr != hi {
-				break
+		if pidfd != noPidfd {
+			var k int
+			k, errno = zapBatches(rangeAt(vecs, done), n-done, uintptr(int(pidfd)), advice)
+			if done += k; done == n {
+				return done, 0
 			}
-			hi += next.Len
-			merged++
+			if errno == uintptr(syscall.ENOSYS) || errno == uintptr(syscall.EPERM) || errno == uintptr(syscall.EBADF) {
+				pidfd = noPidfd // refused as such: a seccomp filter that came later, a pidfd closed under us
+			}
 		}
-		errno = madviseDontneed(lo, hi-lo)
-		if errno != 0 && merged > 1 {
-			// Find the one to blame.
-			merged = 1
-			errno = madviseDontneed(first.Addr, first.Len)
+		// The range that stopped the batch is tried by itself: either it works
+		// that way, or its own errno comes out. Without batches adjacent ones
+		// are merged, until that fails: then the one to blame must be found.
+		addr, length := rangeAt(vecs, done).Addr, rangeAt(vecs, done).Len
+		k := 1
+		for merge && pidfd == noPidfd && done+k < n && rangeAt(vecs, done+k).Addr == addr+length {
+			length += rangeAt(vecs, done+k).Len
+			k++
+		}
+		errno = madvise(addr, length, advice)
+		if errno == uintptr(syscall.EINVAL) && advice == madvDontneed && !masked(FeatureDontneedLocked) {
+			if errno = madvise(addr, length, madvDontneedLocked); errno == 0 {
+				advice = madvDontneedLocked // the rest is probably locked too; it does no harm if not
+			}
+		}
+		if errno != 0 && k > 1 {
+			merge = false
+			continue
 		}
 		if errno != 0 {
 			return done, errno
 		}
-		done += merged
+		done += k
 	}
 	return done, 0
 }
 
-// zapBatches lets process_madvise take away as many of the ranges as it will
-// and returns how many those were.
+// zapBatches lets process_madvise take away as many of the ranges as it will.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func zapBatches(vecs *Range, n int, pidfd uintptr) (done int) {
+func zapBatches(vecs *Range, n int, pidfd, advice uintptr) (done int, errno uintptr) {
 	for done < n {
 		k := min(n-done, maxVectors)
-		bytes, errno := bare.Syscall(unix.SYS_PROCESS_MADVISE, pidfd, uintptr(unsafe.Pointer(rangeAt(vecs, done))), uintptr(k), madvDontneed, 0, 0)
+		bytes, errno := bare.Syscall(unix.SYS_PROCESS_MADVISE, pidfd, uintptr(unsafe.Pointer(rangeAt(vecs, done))), uintptr(k), advice, 0, 0)
 		if errno != 0 {
-			return done
+			return done, errno
 		}
 		// The kernel counts bytes, of whole ranges: it stops behind the last
 		// one that it did without an error.
@@ -139,22 +147,16 @@ func zapBatches(vecs *Range, n int, pidfd uintptr) (done int) {
 			k--
 		}
 		if k > 0 {
-			return done
+			return done, 0
 		}
 	}
-	return done
+	return done, 0
 }
 
-// madviseDontneed is one madvise(2), repeated for locked memory.
-//
 //go:nosplit
 //go:norace
-//go:nocheckptr
-func madviseDontneed(addr, n uintptr) (errno uintptr) {
-	_, errno = bare.Syscall(syscall.SYS_MADVISE, addr, n, madvDontneed, 0, 0, 0)
-	if errno == uintptr(syscall.EINVAL) && !masked(FeatureDontneedLocked) {
-		_, errno = bare.Syscall(syscall.SYS_MADVISE, addr, n, madvDontneedLocked, 0, 0, 0)
-	}
+func madvise(addr, n, advice uintptr) (errno uintptr) {
+	_, errno = bare.Syscall(syscall.SYS_MADVISE, addr, n, advice, 0, 0, 0)
 	return errno
 }
 
@@ -167,19 +169,19 @@ func rangeAt(vecs *Range, i int) *Range {
 	return (*Range)(unsafe.Add(unsafe.Pointer(vecs), uintptr(i)*unsafe.Sizeof(Range{})))
 }
 
-// Zap takes the pages of the ranges away: RawZap, with an error that names the
-// range at fault in Addr and Len and in Done the bytes taken away before it.
-// The thread keeps its P: zap in batches of some hundred pages.
-func Zap(vecs []Range) error {
-	PrepareZap()
+// Zap takes the pages of the ranges away: RawZap, with an error value. done is
+// the number of ranges taken away before the one the error names. The thread
+// keeps its P meanwhile: zap in batches of some hundred pages.
+func Zap(vecs []Range) (done int, err error) {
 	if len(vecs) == 0 {
-		return nil
+		return 0, nil
 	}
+	PrepareZap()
 	done, errno := RawZap(unsafe.SliceData(vecs), len(vecs))
 	if errno != 0 {
-		return &OpError{Op: "zap", Addr: vecs[done].Addr, Len: vecs[done].Len, Err: syscall.Errno(errno)}
+		return done, opError("zap", vecs[done].Addr, vecs[done].Len, 0, syscall.Errno(errno))
 	}
-	return nil
+	return done, nil
 }
 
 // ProcessMadvise gives one piece of advice (unix.MADV_…) about ranges of this
