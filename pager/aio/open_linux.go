@@ -79,15 +79,35 @@ func (e *engine) openLinuxAIO(eventfd int) error {
 		}
 		k.close()
 	}
-	errno, _ := err.(syscall.Errno)
-	switch errno {
+	switch err {
 	case unix.EAGAIN:
 		return fmt.Errorf("aio: io_setup for %d ops: the AIO requests of this machine are used up (fs.aio-nr %s of fs.aio-max-nr %s): raise the limit with sysctl -w fs.aio-max-nr=1048576, or use fewer engines or a smaller depth: %w",
-			e.depth, sysctl("aio-nr"), sysctl("aio-max-nr"), err)
+			e.depth, sysctl("fs/aio-nr"), sysctl("fs/aio-max-nr"), err)
 	case unix.ENOSYS, unix.EPERM, unix.EACCES:
 		return fmt.Errorf("aio: Linux AIO (io_setup) is %w: %w", ErrNotSupported, err)
 	}
 	return fmt.Errorf("aio: Linux AIO: %w", err)
+}
+
+func (e *engine) openIOURing(eventfd int) error {
+	u, err := newURing(e.depth, eventfd)
+	if err == nil {
+		if err = u.try(); err == nil {
+			e.back = u
+			return nil
+		}
+		u.close()
+	}
+	switch err {
+	case unix.ENOSYS, unix.EINVAL:
+		return fmt.Errorf("aio: io_uring (Linux 5.6 or newer) is %w: %w", ErrNotSupported, err)
+	case unix.EPERM, unix.EACCES:
+		return fmt.Errorf("aio: io_uring is refused (kernel.io_uring_disabled %s, or the container's seccomp filter) and so %w: %w",
+			sysctl("kernel/io_uring_disabled"), ErrNotSupported, err)
+	case unix.ENOMEM:
+		return fmt.Errorf("aio: io_uring for %d ops: not enough memory, or RLIMIT_MEMLOCK (before Linux 5.12) is too low: %w", e.depth, err)
+	}
+	return fmt.Errorf("aio: io_uring: %w", err)
 }
 
 // try moves one byte through the context, so that a kernel or an emulation of
@@ -95,6 +115,41 @@ func (e *engine) openLinuxAIO(eventfd int) error {
 // finishes inside io_submit: if its event is not where the ring should have it
 // but io_getevents knows of it, the ring is not what it seems.
 func (k *kaio) try() error {
+	return withByte(k.probe[:], func(op *Op) error {
+		k.prepare(0, op)
+		if n, errno := k.submit(batch{n: 1}); n != 1 {
+			return errno
+		}
+		var cs [1]completion
+		if k.take(cs[:]) == 0 {
+			k.ring = nil
+			k.take(cs[:])
+		}
+		return judge(cs[0])
+	})
+}
+
+// try does the same for io_uring, where the operation itself may be too new
+// for the kernel, or filtered.
+func (u *uring) try() error {
+	return withByte(u.probe[:], func(op *Op) error {
+		u.prepare(0, op)
+		if n, errno := u.submit(batch{n: 1}); n != 1 {
+			return errno
+		}
+		for !u.pending() {
+			if _, errno := u.enter(0, 1); errno != 0 && errno != unix.EINTR {
+				return errno
+			}
+		}
+		var cs [1]completion
+		u.take(cs[:])
+		return judge(cs[0])
+	})
+}
+
+// withByte calls f with the read of a file that holds one byte.
+func withByte(buf []byte, f func(*Op) error) error {
 	fd, err := unix.MemfdCreate("aio probe", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil // nothing to read from, nothing learnt
@@ -103,26 +158,22 @@ func (k *kaio) try() error {
 	if _, err := unix.Pwrite(fd, []byte{1}, 0); err != nil {
 		return nil
 	}
-	op := &Op{Code: Read, FD: fd, Buf: k.probe[:]}
-	k.prepare(0, op)
-	if n, errno := k.submit(batch{n: 1}); n != 1 {
-		return errno
-	}
-	var cs [1]completion
-	if k.take(cs[:]) == 0 {
-		k.ring = nil
-		if k.take(cs[:]) == 0 {
-			return unix.ENOSYS
-		}
-	}
-	if cs[0] != (completion{0, 1}) || op.Buf[0] != 1 {
+	return f(&Op{Code: Read, FD: fd, Buf: buf})
+}
+
+// judge says whether c is what withByte's op must come to.
+func judge(c completion) error {
+	switch {
+	case c.res < 0:
+		return syscall.Errno(-c.res)
+	case c != completion{0, 1}:
 		return unix.ENOSYS
 	}
 	return nil
 }
 
 func sysctl(name string) string {
-	b, err := os.ReadFile("/proc/sys/fs/" + name)
+	b, err := os.ReadFile("/proc/sys/" + name)
 	if err != nil {
 		return "?"
 	}
