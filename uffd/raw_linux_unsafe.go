@@ -74,7 +74,8 @@ func RawZeroPage(fd int, addr, n uintptr, mode uint64) (done int64, errno uintpt
 // RawPoison makes touches of missing pages fail for good: UFFDIO_POISON with
 // PoisonDontWake or 0. Errors as of RawCopy; EINVAL also on a kernel before
 // 6.6. A touch is SIGBUS with BUS_MCEERR_AR, a system call gets EHWPOISON or
-// EFAULT. Zapping takes the mark away.
+// EFAULT. Zapping takes the mark away, and a copy replaces it: only another
+// Poison says EEXIST.
 //
 //go:nosplit
 //go:norace

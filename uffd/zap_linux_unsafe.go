@@ -135,7 +135,8 @@ func RawZap(vecs *Range, n int) (done int, errno uintptr) {
 func zapBatches(vecs *Range, n int, pidfd, advice uintptr) (done int, errno uintptr) {
 	for done < n {
 		k := min(n-done, maxVectors)
-		bytes, errno := bare.Syscall(unix.SYS_PROCESS_MADVISE, pidfd, uintptr(unsafe.Pointer(rangeAt(vecs, done))), uintptr(k), advice, 0, 0)
+		var bytes uintptr
+		bytes, errno = bare.Syscall(unix.SYS_PROCESS_MADVISE, pidfd, uintptr(unsafe.Pointer(rangeAt(vecs, done))), uintptr(k), advice, 0, 0)
 		if errno != 0 {
 			return done, errno
 		}
