@@ -40,11 +40,14 @@ type Store interface {
 	// Kernel is the kernel form, if there is one: see Kernel.
 	Kernel() (Kernel, bool)
 
-	// Truncate sets the size. It may wait for the file system.
+	// Truncate sets the size; what it adds reads as zeros. It may wait for the
+	// file system. No op that reaches past the smaller of the two sizes may be
+	// under way: a write finished after the cut would undo it.
 	Truncate(size int64) error
 
-	// Discard makes [off, off+n) read as zeros and gives the space back where
-	// the medium can (hole punch, BLKDISCARD/BLKZEROOUT). It may wait.
+	// Discard makes [off, off+n), cut at Size, read as zeros and gives the
+	// space back where the medium can. off and n need no alignment. It may
+	// wait. No op on the range may be under way.
 	Discard(off, n int64) error
 
 	// Close releases the store.
@@ -56,7 +59,9 @@ type Store interface {
 
 // Kernel is a form of a store that can be served by system calls or memory
 // copies alone, by a thread that must not run Go code: either a file
-// descriptor or memory that neither moves nor is collected.
+// descriptor or memory that neither moves nor is collected. It is valid until
+// Close or the next Truncate. Reads of FD may return bytes past Size when
+// somebody has made the file longer; they are not part of the store.
 type Kernel struct {
 	FD     int   // -1: none
 	Off    int64 // where in FD the store begins
@@ -68,6 +73,14 @@ type Kernel struct {
 // ErrReadOnly is returned by Truncate and Discard, and given to Write and
 // Flush ops, of a store that is not writable.
 var ErrReadOnly = errors.New("store: read-only")
+
+// ErrBusy is returned by a writable open of a file or device that another
+// opener, in this process or another one, holds.
+var ErrBusy = errors.New("store: in use by another opener")
+
+// ErrEmpty is returned for a file or device of length zero: there is nothing
+// to map.
+var ErrEmpty = errors.New("store: empty")
 
 // ErrNotSupported (Is errors.ErrUnsupported) is returned for what this kind of
 // store cannot do.
