@@ -6,6 +6,22 @@
 // pages to read. It is called by one goroutine at a time for each region, must
 // not block and must not touch the region's memory: the bytes it needs are in
 // Event.Data, which is the read buffer and only valid during the call.
+//
+// # Hits leave no trace
+//
+// A load from a resident page costs nothing because nothing sees it: not the
+// pager, and so not a policy. Acquire and ReadAt do tell of the first touch of
+// a prefetched page ([Touch]); raw access does not. A policy that must know how
+// far a raw reader has come leaves a page out of what it reads ahead, a marker:
+// the miss of that page is the news. [Readahead], [Stride] and [Replay] leave
+// out one page for each batch they plan, near its beginning, so that the batch
+// after it is under way before this one is used up.
+//
+// # What there is
+//
+// [None], [Readahead] (the default of a region), [Stride], [Record] and
+// [Replay], and [Func] or [DataFunc] for an application that knows better: see
+// the examples. A policy belongs to one region; make one for each.
 package prefetch
 
 // Kind says what an Event reports.
@@ -16,7 +32,8 @@ const (
 	// planned now join the same submission. Data is nil.
 	Miss Kind = iota
 	// Touch: the first access to a page that was prefetched, noticed by
-	// Acquire or ReadAt, or by the fault on a marker page (Plan.Marker).
+	// Acquire or ReadAt, or by any access at all if the page's read was still
+	// under way (Event.Late). Data is nil.
 	Touch
 	// Arrived: Page has been read; Data holds its bytes. Only sent to
 	// policies that implement Wants and ask for it.
@@ -26,6 +43,20 @@ const (
 	Hint
 )
 
+func (k Kind) String() string {
+	switch k {
+	case Miss:
+		return "miss"
+	case Touch:
+		return "touch"
+	case Arrived:
+		return "arrived"
+	case Hint:
+		return "hint"
+	}
+	return "unknown"
+}
+
 // Event is one thing that happened to one page.
 type Event struct {
 	Kind Kind
@@ -34,6 +65,9 @@ type Event struct {
 	// Demand is true for Arrived when somebody waited for the page, false
 	// when it was itself prefetched.
 	Demand bool
+	// Late is true for Touch when the page's read was still under way, so that
+	// somebody has to wait for the rest of it.
+	Late bool
 }
 
 // Run is N consecutive pages from First, read ahead as a unit.
@@ -44,23 +78,50 @@ type Run struct {
 // Plan collects the answer. The pager drops what is resident, under way,
 // outside the region or over the room it has; it never evicts a hotter page
 // for it and never delays a demand read by more than one device service time.
+//
+// The pager reuses one Plan for all calls (see Reset), so that planning does
+// not allocate; a policy must not keep it or its slices.
 type Plan struct {
 	Runs []Run
 	// Drop lists runs the policy expects never to be needed again
-	// (drop-behind): they leave first when room is needed.
+	// (drop-behind): they leave first when room is needed. It concerns pages
+	// that came by prefetch or by a single miss; what has proven hot stays.
 	Drop []Run
 	// Room is the number of pages the pager is ready to read ahead now; a
 	// hint, so that a policy need not plan in vain.
 	Room int64
 	// Pages is the number of pages in the region.
 	Pages int64
+	// PageSize is the size of a page in bytes; 0 means 4096.
+	PageSize int64
 }
 
-// Add plans n pages from first.
+// Add plans n pages from first, in the order in which they should be read.
 func (p *Plan) Add(first, n int64) {
 	if n > 0 {
 		p.Runs = append(p.Runs, Run{first, n})
 	}
+}
+
+// Behind lists n pages from first in Drop.
+func (p *Plan) Behind(first, n int64) {
+	if n > 0 {
+		p.Drop = append(p.Drop, Run{first, n})
+	}
+}
+
+// Reset empties the plan and keeps its memory.
+func (p *Plan) Reset() {
+	p.Runs, p.Drop = p.Runs[:0], p.Drop[:0]
+}
+
+// pages converts a length in bytes to pages, at least one.
+func (p *Plan) pages(bytes int64) int64 {
+	size := p.PageSize
+	if size <= 0 {
+		size = 4096
+	}
+	return max(1, bytes/size)
 }
 
 // Policy decides. See the package comment for the rules it lives by.
@@ -69,7 +130,8 @@ type Policy interface {
 }
 
 // Feedback counts what became of a policy's prefetches since the region was
-// mapped.
+// mapped. Raw uses of a page that has arrived leave no trace: where access is
+// raw, Used is a lower and Unused an upper bound.
 type Feedback struct {
 	Issued int64 // pages read ahead
 	Used   int64 // of these, touched before they were evicted
@@ -88,3 +150,26 @@ type Learner interface {
 type Wants interface {
 	WantsData() bool
 }
+
+// None returns the policy that never prefetches.
+func None() Policy { return none{} }
+
+type none struct{}
+
+func (none) Observe(Event, *Plan) {}
+
+// Func makes a policy of a function that looks at page numbers only.
+type Func func(e Event, plan *Plan)
+
+// Observe calls f.
+func (f Func) Observe(e Event, plan *Plan) { f(e, plan) }
+
+// DataFunc makes a policy of a function that looks at the bytes of pages as
+// they come in: it is sent Arrived events as well.
+type DataFunc func(e Event, plan *Plan)
+
+// Observe calls f.
+func (f DataFunc) Observe(e Event, plan *Plan) { f(e, plan) }
+
+// WantsData returns true.
+func (f DataFunc) WantsData() bool { return true }
