@@ -17,6 +17,7 @@ type arena struct {
 	decide func(*Fault) Verdict
 	serve  func(*Fault) uintptr
 	mode   Mode
+	inline bool
 }
 
 // The table is append-only. Entries below nArenas never change, so that the
@@ -26,10 +27,6 @@ var (
 	nArenas uint32
 	arenaMu sync.Mutex // serialises AddArena
 )
-
-// ErrTooManyArenas is returned by AddArena when the table is full. Arenas are
-// never removed: reuse them.
-var ErrTooManyArenas = errors.New("coro: too many arenas")
 
 // AddArena makes the faults of [c.Lo, c.Hi) ours, for ever: a fault in
 // an address range that nobody owns any more still finds its Decide, which is
@@ -45,7 +42,7 @@ func AddArena(c ArenaConfig) error {
 	case c.Lo == 0 || c.Lo >= c.Hi:
 		return fmt.Errorf("coro: AddArena: bad range [%#x, %#x)", c.Lo, c.Hi)
 	}
-	if c.Serve != nil {
+	if c.Serve != nil && !c.Inline {
 		if err := StartServers(1); err != nil {
 			return err
 		}
@@ -61,7 +58,7 @@ func AddArena(c ArenaConfig) error {
 	if n == maxArenas {
 		return ErrTooManyArenas
 	}
-	arenas[n] = arena{c.Lo, c.Hi, c.Decide, c.Serve, c.Mode}
+	arenas[n] = arena{c.Lo, c.Hi, c.Decide, c.Serve, c.Mode, c.Inline}
 	bare.Store32(&nArenas, n+1)
 	return nil
 }

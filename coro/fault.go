@@ -85,4 +85,11 @@ type ArenaConfig struct {
 	// arena. nil: a fault that cannot be parked is delivered with
 	// ErrnoCannotPark even if Decide says Wait.
 	Serve func(f *Fault) (errno uintptr)
+
+	// Inline has Serve called on the thread that faulted, in signal context,
+	// instead of on a fault server: the same rules, the same waiting, but no
+	// other thread needs to be woken, which is most of the cost of a fault
+	// whose I/O is short. As many calls may run at once as threads fault. The
+	// stack is the signal stack, 32 KiB on Go's threads.
+	Inline bool
 }

@@ -158,7 +158,7 @@ func miniStart() error {
 	}
 	clear(b)
 	miniLo, miniFD, miniBufs = lo, fd, uintptr(unsafe.Pointer(&b[0]))
-	return AddArena(ArenaConfig{Lo: lo, Hi: lo + miniPages*miniPage, Mode: miniParkMode(), Decide: miniDecide, Serve: miniFill})
+	return AddArena(ArenaConfig{Lo: lo, Hi: lo + miniPages*miniPage, Mode: miniParkMode(), Decide: miniDecide, Serve: miniFill, Inline: os.Getenv("UFFDPAGER_TEST_INLINE") != ""})
 }
 
 // miniParkMode is the arena's mode: UFFDPAGER_TEST_MODE in children.

@@ -7,7 +7,7 @@ type Stats struct {
 	Landed    uint64 // of these, in CopyOut, which returned
 	Retried   uint64 // resolved by Decide, or tried again
 	Parked    uint64 // goroutines parked in place
-	Served    uint64 // requests answered by the fault servers
+	Served    uint64 // pages asked of Serve
 	Delivered uint64 // turned into Go faults
 	Blocked   uint64 // could not be parked: the thread waited, or the fault was delivered
 

@@ -167,9 +167,16 @@ func wait(f *Fault, a *arena, ctx *sigContext) uintptr {
 			return 1
 		}
 		countBlocked(f.PC, why)
-		if a.serve == nil {
+		switch {
+		case a.serve == nil:
 			f.Errno = ErrnoCannotPark
-		} else if f.Errno = ask(f, a); f.Errno == 0 {
+		case a.inline:
+			f.Errno = a.serve(f)
+			bare.Add64(&counters.served, 1)
+		default:
+			f.Errno = ask(f, a)
+		}
+		if f.Errno == 0 {
 			return 1
 		}
 	}

@@ -1,0 +1,58 @@
+package coro
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// program builds one of the programs under testdata and runs it.
+func program(t *testing.T, name string, env []string, flags ...string) (out []byte, err error) {
+	t.Helper()
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("there is no go command to build testdata/" + name + " with")
+	}
+	bin := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", append(append([]string{"build", "-o", bin}, flags...), "./testdata/"+name)...)
+	build.Env = append(os.Environ(), env...)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	c := exec.CommandContext(ctx, bin)
+	c.Env = append(os.Environ(), env...)
+	out, err = c.CombinedOutput()
+	if ctx.Err() != nil {
+		t.Fatalf("%s hangs\n%s", name, out)
+	}
+	return out, err
+}
+
+func TestDeadlockDetectorStillWorks(t *testing.T) {
+	out, err := program(t, "deadlock", []string{"CGO_ENABLED=0"})
+	if err == nil || !bytes.Contains(out, []byte("all goroutines are asleep")) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func TestFaultsInC(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("there is no gcc: ", err)
+	}
+	for _, flags := range [][]string{nil, {"-buildmode=pie"}, {"-race"}} {
+		out, err := program(t, "cgofault", []string{"CGO_ENABLED=1"}, flags...)
+		if bytes.HasPrefix(out, []byte("SKIP")) {
+			t.Skipf("%s", out)
+		}
+		if err != nil || !bytes.Contains(out, []byte("PASS")) {
+			t.Errorf("%v: %v\n%s", flags, err, out)
+		} else {
+			t.Logf("%v: %s", flags, out)
+		}
+	}
+}
