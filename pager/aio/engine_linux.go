@@ -24,9 +24,6 @@ type backend interface {
 	take(cs []completion) int
 	// pending reports whether take would find one. Serialised by engine.mu.
 	pending() bool
-	// quiet switches the notification of the waker by completions off or
-	// back on, where that saves something. Only the waiter calls it.
-	quiet(bool)
 	// cancel asks for everything under way to end early.
 	cancel()
 	// close frees the ring; nothing is under way.

@@ -183,8 +183,6 @@ func (k *kaio) fetch() {
 	}
 }
 
-func (k *kaio) quiet(bool) {}
-
 // cancel does nothing: no file system or block driver lets io_cancel(2) have a
 // read or write back, it only works for polls.
 func (k *kaio) cancel() {}

@@ -105,9 +105,16 @@ func pattern(n int, seed uint64) []byte {
 	return b
 }
 
+// fataler is what testing.T, testing.B and rapid.T have in common.
+type fataler interface {
+	Helper()
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
 // run submits ops and reaps until all of them, and nothing else, is done. Each
 // must be done once.
-func run(t testing.TB, e Engine, ops ...*Op) {
+func run(t fataler, e Engine, ops ...*Op) {
 	t.Helper()
 	var left atomic.Int64
 	left.Store(int64(len(ops)))
@@ -131,7 +138,7 @@ func run(t testing.TB, e Engine, ops ...*Op) {
 // deadline is what nothing here takes unless it hangs.
 const deadline = 30 * time.Second
 
-func reapUntil(t testing.TB, e Engine, ok func() bool) {
+func reapUntil(t fataler, e Engine, ok func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()

@@ -121,8 +121,7 @@ func (t *threads) pending() bool {
 	return t.done.n > 0
 }
 
-func (t *threads) quiet(bool) {}
-func (t *threads) cancel()    {}
+func (t *threads) cancel() {}
 
 func (t *threads) close() error {
 	t.mu.Lock()

@@ -61,16 +61,15 @@ type uringSyncCancel struct {
 }
 
 const (
-	uringSetupClamp  = 1 << 4 // IORING_SETUP_CLAMP
-	uringSingleMmap  = 1 << 0 // IORING_FEAT_SINGLE_MMAP
-	uringNoDrop      = 1 << 1 // IORING_FEAT_NODROP
-	uringOffRings    = 0      // IORING_OFF_SQ_RING
-	uringOffSQEs     = 0x10000000
-	uringGetEvents   = 1 << 0 // IORING_ENTER_GETEVENTS
-	uringRegEventFD  = 4      // IORING_REGISTER_EVENTFD
-	uringRegCancel   = 24     // IORING_REGISTER_SYNC_CANCEL
-	uringCancelAny   = 1 << 2 // IORING_ASYNC_CANCEL_ANY
-	uringCQEventsOff = 1 << 0 // IORING_CQ_EVENTFD_DISABLED
+	uringSetupClamp = 1 << 4 // IORING_SETUP_CLAMP
+	uringSingleMmap = 1 << 0 // IORING_FEAT_SINGLE_MMAP
+	uringNoDrop     = 1 << 1 // IORING_FEAT_NODROP
+	uringOffRings   = 0      // IORING_OFF_SQ_RING
+	uringOffSQEs    = 0x10000000
+	uringGetEvents  = 1 << 0 // IORING_ENTER_GETEVENTS
+	uringRegEventFD = 4      // IORING_REGISTER_EVENTFD
+	uringRegCancel  = 24     // IORING_REGISTER_SYNC_CANCEL
+	uringCancelAny  = 1 << 2 // IORING_ASYNC_CANCEL_ANY
 
 	uringFsync    = 3 // IORING_OP_*
 	uringRead     = 22
@@ -98,11 +97,10 @@ type uring struct {
 	sqMask  uint32
 	sqArray unsafe.Pointer
 
-	cqHead  *uint32
-	cqTail  *uint32
-	cqMask  uint32
-	cqes    unsafe.Pointer
-	cqFlags *uint32 // nil before Linux 5.8
+	cqHead *uint32
+	cqTail *uint32
+	cqMask uint32
+	cqes   unsafe.Pointer
 
 	probe [1]byte // what try reads into: not on a stack, which may move
 }
@@ -142,14 +140,10 @@ func (u *uring) mapRings(p *uringParams, depth, eventfd int) error {
 	u.sqArray = unsafe.Add(base, p.sq.array)
 	u.cqHead, u.cqTail, u.cqMask = word(p.cq.head), word(p.cq.tail), *word(p.cq.mask)
 	u.cqes = unsafe.Add(base, p.cq.cqes)
-	if p.cq.flags != 0 {
-		u.cqFlags = word(p.cq.flags)
-	}
 	efd := int32(eventfd)
 	if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(u.fd), uringRegEventFD, uintptr(unsafe.Pointer(&efd)), 1, 0, 0); errno != 0 {
 		return errno
 	}
-	u.quiet(true)
 	return nil
 }
 
@@ -224,17 +218,6 @@ func (u *uring) take(cs []completion) int {
 		atomic.StoreUint32(u.cqHead, head)
 	}
 	return n
-}
-
-// quiet tells the kernel whether to signal the eventfd.
-func (u *uring) quiet(on bool) {
-	switch {
-	case u.cqFlags == nil:
-	case on:
-		atomic.StoreUint32(u.cqFlags, uringCQEventsOff)
-	default:
-		atomic.StoreUint32(u.cqFlags, 0)
-	}
 }
 
 // cancel ends what has not reached a device with ECANCELED (Linux 6.0; before

@@ -30,19 +30,12 @@ func (e *engine) Wait(ctx context.Context) error {
 	}
 	e.watch(ctx)
 	e.waitCtx = ctx
-	e.park()
+	e.wake.wait(e.woken)
 	e.waitCtx = nil
 	if e.closing.Load() {
 		return ErrClosed
 	}
 	return ctx.Err()
-}
-
-// park waits until mayReturn says so. Called with waitMu.
-func (e *engine) park() {
-	e.back.quiet(false)
-	e.wake.wait(e.woken)
-	e.back.quiet(true)
 }
 
 // watch has ctx wake the waiter when it ends. The registration outlives the
@@ -109,7 +102,7 @@ func (e *engine) Close() error {
 	}
 	for e.InFlight() > 0 {
 		if e.Reap(chunk) == 0 {
-			e.park()
+			e.wake.wait(e.woken)
 		}
 	}
 	if e.unwatch != nil {
