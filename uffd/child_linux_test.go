@@ -52,7 +52,8 @@ func runChild(t *testing.T, name, features string, attr *syscall.SysProcAttr) {
 	// By its name in /proc the binary can be executed by a user who may not
 	// enter the directory it lies in.
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"="+name, MaskEnv+"="+features)
+	cmd.Env = append(os.Environ(), childEnv+"="+name, MaskEnv+"="+features,
+		"GORACE=atexit_sleep_ms=0") // or each child of a -race test takes a second to end
 	cmd.SysProcAttr = attr
 	cmd.Dir = "/"
 	out, err := cmd.CombinedOutput()

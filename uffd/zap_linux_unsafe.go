@@ -90,7 +90,7 @@ func RawZap(vecs *Range, n int) (done int, errno uintptr) {
 	pidfd, advice := int32(bare.Load32(&zapPidfd)), uintptr(madvDontneed)
 	merge := true
 	for done < n {
-		if pidfd != noPidfd {
+		if pidfd != noPidfd && n-done > 1 { // a single range is cheaper by madvise
 			var k int
 			k, errno = zapBatches(rangeAt(vecs, done), n-done, uintptr(int(pidfd)), advice)
 			if done += k; done == n {
