@@ -136,7 +136,7 @@ func run(t fataler, e Engine, ops ...*Op) {
 }
 
 // deadline is what nothing here takes unless it hangs.
-const deadline = 30 * time.Second
+const deadline = 20 * time.Second
 
 func reapUntil(t fataler, e Engine, ok func() bool) {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +43,12 @@ func newEventWaker() (*eventWaker, error) {
 	}
 	w := &eventWaker{fd: fd, file: os.NewFile(uintptr(fd), "aio eventfd")}
 	w.poll = w.ask
-	if w.conn, err = w.file.SyscallConn(); err != nil {
+	// Fails if Go could not add the descriptor to its epoll set: a wait would
+	// then not park but return at once, again and again.
+	if err = w.file.SetReadDeadline(time.Time{}); err == nil {
+		w.conn, err = w.file.SyscallConn()
+	}
+	if err != nil {
 		w.file.Close()
 		return nil, err
 	}
