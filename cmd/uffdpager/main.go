@@ -21,6 +21,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/uffdpager/uffdpager/uffd"
 )
 
 const (
@@ -53,6 +55,13 @@ func main() {
 // returns the exit status.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			// A mask that is misspelt would test something else than was meant.
+			if err := uffd.MaskError(); err != nil {
+				return usageError{err}
+			}
+			return nil
+		},
 		Use:           "uffdpager",
 		Short:         "Memory larger than memory: page faults served in user space",
 		SilenceUsage:  true,
