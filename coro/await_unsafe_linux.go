@@ -12,9 +12,7 @@ import (
 //
 // The flag of one read, RWF_NOWAIT (eventfds honour it since Linux 5.8), is
 // used so that the file's own flags, which the caller and other processes
-// share, stay as they are. An older kernel is asked by poll(2) first; there
-// another reader who comes in between makes a blocking eventfd block the
-// thread until the next signal.
+// share, stay as they are.
 func readEventfd(fd int32) (value uint64, ok bool, err error) {
 	iov := unix.Iovec{Base: (*byte)(unsafe.Pointer(&value))}
 	iov.SetLen(8)
@@ -36,7 +34,9 @@ func readEventfd(fd int32) (value uint64, ok bool, err error) {
 	}
 }
 
-// pollEventfd is readEventfd for kernels without RWF_NOWAIT on eventfds.
+// pollEventfd is readEventfd for kernels that do not know the flag: it asks
+// poll(2) first. If another reader comes in between, a blocking eventfd blocks
+// the thread until the next signal.
 func pollEventfd(fd int32) (value uint64, ok bool, err error) {
 	buf := (*[8]byte)(unsafe.Pointer(&value))
 	for {

@@ -5,9 +5,9 @@ import (
 	"errors"
 )
 
-// pollEvery bounds how many coroutines are resumed before epoll is asked again
-// although others are ready: an eventfd that has fired does not wait for a
-// thousand yields, and a yield does not pay for a system call.
+// pollEvery bounds how many coroutines are resumed before the mail and epoll are
+// looked at although others are ready: an eventfd that has fired does not wait
+// for a thousand yields, and a yield does not pay for a system call.
 const pollEvery = 64
 
 var errLoopGoexit = errors.New("coro: runtime.Goexit in a coroutine")
@@ -77,16 +77,16 @@ func (l *Loop) drive() {
 func (l *Loop) cycle() {
 	for {
 		l.receive()
-		for n := l.ready.n; n > 0; n-- {
+		for l.ready.n > 0 && l.unpolled < pollEvery {
 			l.resume(l.ready.pop())
 		}
 		switch {
+		case l.ready.n > 0:
+			l.poll()
 		case l.finished():
 			return
-		case l.ready.n == 0:
+		default:
 			l.sleep()
-		case l.unpolled >= pollEvery:
-			l.poll()
 		}
 	}
 }
