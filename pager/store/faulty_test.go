@@ -43,12 +43,6 @@ func wr(off int64, n int, seed byte) *aio.Op {
 	return &aio.Op{Code: aio.Write, Off: off, Buf: b}
 }
 
-func memoryOf(b []byte) Store {
-	s := NewMemory(int64(len(b)))
-	begin(s, &aio.Op{Code: aio.Write, Buf: b})
-	return s
-}
-
 func bytesOf(t testing.TB, s Store) []byte {
 	t.Helper()
 	op := rd(0, int(s.Size()))
@@ -142,7 +136,7 @@ func TestShortTransfers(t *testing.T) {
 		{9999, syscall.EIO, 4096, 4096}, // arrived, but the acknowledgement was lost
 	} {
 		name := fmt.Sprintf("Short %d Err %v", c.short, c.err)
-		f := NewFaulty(memoryOf(old), FaultyOptions{Faults: []Fault{{Short: c.short, Err: c.err}}})
+		f := NewFaulty(NewMemoryOf(old), FaultyOptions{Faults: []Fault{{Short: c.short, Err: c.err}}})
 		op := rd(0, 4096)
 		if begin(f, op); op.N != c.n || op.Err != c.err || !bytes.Equal(op.Buf[:op.N], old[:op.N]) {
 			t.Errorf("%s: read: N %d, %v, or wrong bytes", name, op.N, op.Err)
@@ -162,7 +156,7 @@ func TestShortTransfers(t *testing.T) {
 }
 
 func TestSetEndLooksLikeAFileThatShrank(t *testing.T) {
-	f := NewFaulty(memoryOf(stamped(16384, 1)), FaultyOptions{})
+	f := NewFaulty(NewMemoryOf(stamped(16384, 1)), FaultyOptions{})
 	f.SetEnd(5000)
 	for _, c := range []struct{ off, want int64 }{{0, 4096}, {4096, 904}, {8192, 0}} {
 		op := rd(c.off, 4096)
@@ -259,7 +253,7 @@ func TestSlowOpsCostNoGoroutines(t *testing.T) {
 }
 
 func TestLatencyComesBeforeTheData(t *testing.T) {
-	f := NewFaulty(memoryOf(stamped(4096, 1)), FaultyOptions{})
+	f := NewFaulty(NewMemoryOf(stamped(4096, 1)), FaultyOptions{})
 	f.Inject(Fault{Ops: OnRead, Delay: time.Hour})
 	slow := rd(0, 4096)
 	if done := begin(f, slow)(); len(done) != 0 || slow.Buf[0] != 0 {
@@ -315,7 +309,7 @@ func TestReorderPermutesBySeedAndLosesNothing(t *testing.T) {
 }
 
 func TestHoldAndStep(t *testing.T) {
-	f := NewFaulty(memoryOf(make([]byte, 8*4096)), FaultyOptions{})
+	f := NewFaulty(NewMemoryOf(make([]byte, 8*4096)), FaultyOptions{})
 	f.Hold(OnWrite)
 	ops := []*aio.Op{wr(0, 4096, 1), rd(0, 4096), wr(4096, 4096, 1), wr(8192, 4096, 1)}
 	done := begin(f, ops...)
@@ -341,7 +335,7 @@ func TestHoldAndStep(t *testing.T) {
 }
 
 func TestHoldDoneKeepsTheNewsNotTheData(t *testing.T) {
-	f := NewFaulty(memoryOf(stamped(8192, 1)), FaultyOptions{})
+	f := NewFaulty(NewMemoryOf(stamped(8192, 1)), FaultyOptions{})
 	f.HoldDone(0)
 	r, w := rd(0, 4096), wr(4096, 4096, 2)
 	done := begin(f, r, w)

@@ -44,6 +44,15 @@ func NewMemory(size int64) Store {
 	return m
 }
 
+// NewMemoryOf makes a NewMemory that holds a copy of b.
+func NewMemoryOf(b []byte) Store {
+	s := NewMemory(int64(len(b)))
+	if m := s.(*memory); m.broken == nil {
+		copy(m.mem, b)
+	}
+	return s
+}
+
 func (m *memory) Size() int64    { return m.size.Load() }
 func (m *memory) BlockSize() int { return 1 }
 func (m *memory) Writable() bool { return true }
