@@ -131,6 +131,9 @@ func BlockedIn(sig unix.Signal) (blocked, threads int, err error) {
 		if err != nil {
 			continue // the thread has ended
 		}
+		if strings.HasPrefix(string(b), "Name:\tiou-") {
+			continue // a worker of io_uring runs in the kernel only
+		}
 		threads++
 		_, rest, ok := strings.Cut(string(b), "SigBlk:")
 		if !ok {
