@@ -13,9 +13,9 @@
 // pager, and so not a policy. Acquire and ReadAt do tell of the first touch of
 // a prefetched page ([Touch]); raw access does not. A policy that must know how
 // far a raw reader has come leaves a page out of what it reads ahead, a marker:
-// the miss of that page is the news. [Readahead], [Stride] and [Replay] leave
-// out one page for each batch they plan, near its beginning, so that the batch
-// after it is under way before this one is used up.
+// the miss of that page is the news (Plan.Marks). [Readahead], [Stride] and
+// [Replay] leave out one page for each batch they plan, near its beginning, so
+// that the batch after it is under way before this one is used up.
 //
 // # What there is
 //
@@ -87,9 +87,19 @@ type Plan struct {
 	// (drop-behind): they leave first when room is needed. It concerns pages
 	// that came by prefetch or by a single miss; what has proven hot stays.
 	Drop []Run
-	// Room is the number of pages the pager is ready to read ahead now; a
-	// hint, so that a policy need not plan in vain.
+	// Marks lists the markers among the pages near Runs: left out of Runs on
+	// purpose, because their first access is news. A pager may ignore the
+	// list, and the page is an ordinary Miss. It may as well read the page
+	// with its neighbours and only not map it, so that the news is a Touch and
+	// costs no read of its own.
+	Marks []int64
+	// Room is the number of pages the pager is ready to start reading ahead
+	// now; a hint, so that a policy need not plan in vain.
 	Room int64
+	// Budget is the number of pages that may be resident in the region; 0:
+	// not known. Pages read ahead and not yet used are to hold a small part of
+	// it.
+	Budget int64
 	// Pages is the number of pages in the region.
 	Pages int64
 	// PageSize is the size of a page in bytes; 0 means 4096.
@@ -103,6 +113,9 @@ func (p *Plan) Add(first, n int64) {
 	}
 }
 
+// Mark lists page in Marks.
+func (p *Plan) Mark(page int64) { p.Marks = append(p.Marks, page) }
+
 // Behind lists n pages from first in Drop.
 func (p *Plan) Behind(first, n int64) {
 	if n > 0 {
@@ -112,7 +125,7 @@ func (p *Plan) Behind(first, n int64) {
 
 // Reset empties the plan and keeps its memory.
 func (p *Plan) Reset() {
-	p.Runs, p.Drop = p.Runs[:0], p.Drop[:0]
+	p.Runs, p.Drop, p.Marks = p.Runs[:0], p.Drop[:0], p.Marks[:0]
 }
 
 // pages converts a length in bytes to pages, at least one.

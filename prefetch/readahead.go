@@ -1,0 +1,276 @@
+package prefetch
+
+// ReadaheadOptions configure Readahead. The zero value works.
+type ReadaheadOptions struct {
+	// MinWindow and MaxWindow bound how far ahead of a sequential reader the
+	// policy plans, in bytes; 0: 64 KiB and 4 MiB.
+	MinWindow, MaxWindow int64
+	// KeepBehind switches drop-behind off: pages that a long sequential run
+	// has passed are then not offered for eviction first.
+	KeepBehind bool
+}
+
+// Readahead returns the default policy of a region: it finds sequential
+// streams among the misses, forward and backward, up to 128 at a time and
+// mixed with any amount of random work, and keeps a window of pages ahead of
+// each.
+//
+// # Finding a stream
+//
+// A miss next to an earlier one (within 3 pages) extends a run. A run becomes a
+// stream after 3 misses that leave few holes, when it grew at one end: at least
+// twice at that end and less at the other. The order inside a run means
+// nothing, because runtime.memmove touches the last page of a copy before the
+// first: a forward scan by copies of two pages misses 1, 0, 3, 2, 5, 4. Streams
+// that turn out not to be any raise the evidence asked of the next ones, up to
+// 9 misses, and lower what is staked on them.
+//
+// # The window
+//
+// It begins at MinWindow and doubles whenever a part of it has been used up, to
+// MaxWindow. It is halved when a page that had been planned is missed all the
+// same, for then it was evicted before its use or there was no room for it.
+// All windows together stay within an eighth of the budget, shared evenly among
+// the active streams; bad Feedback lowers, good Feedback raises the largest
+// window of all. A window is planned in two to four parts, the next one when the
+// reader enters the last but one or earlier.
+//
+// # Markers
+//
+// Raw hits leave no trace, so the first page of each part is left out of the
+// read. Its miss, a demand read of one page, says that the reader has come
+// there. A stream whose touches are reported (Acquire, ReadAt) needs none.
+func Readahead(o ReadaheadOptions) Policy { return newReadahead(o) }
+
+type readahead struct {
+	minBytes, maxBytes int64
+	keepBehind         bool
+
+	runs  runTable
+	table streamTable
+
+	// largest is the largest window that was asked for, in pages; 0: nothing
+	// has been planned yet. ceiling is the largest that feedback allows.
+	largest, ceiling int64
+	doubt            int      // false starts less twice the true ones: see stake
+	passed           int64    // pages that streams have passed since learned
+	learned          Feedback // as of the last Learn that counted
+}
+
+func newReadahead(o ReadaheadOptions) *readahead {
+	r := &readahead{minBytes: o.MinWindow, maxBytes: o.MaxWindow, keepBehind: o.KeepBehind}
+	if r.minBytes <= 0 {
+		r.minBytes = 64 << 10
+	}
+	if r.maxBytes <= 0 {
+		r.maxBytes = 4 << 20
+	}
+	r.maxBytes = max(r.maxBytes, r.minBytes)
+	return r
+}
+
+// Observe implements Policy.
+func (r *readahead) Observe(e Event, plan *Plan) { r.sequential(e, plan) }
+
+// sequential reports whether the event belongs to a stream.
+func (r *readahead) sequential(e Event, plan *Plan) bool {
+	if e.Kind != Miss && e.Kind != Touch {
+		return false
+	}
+	r.judge(r.table.age())
+	if i := r.table.find(e.Page); i >= 0 {
+		r.advance(i, e, plan)
+		return true
+	}
+	// The touch of a page that no stream planned is no evidence: somebody
+	// else asked for it (Hint, another policy).
+	if e.Kind != Miss {
+		return false
+	}
+	need, window := r.stake(plan)
+	run, dir := r.runs.observe(e.Page, need, plan.Pages)
+	if dir == 0 {
+		return false
+	}
+	from, to := run.lo, run.hi
+	if dir < 0 {
+		from, to = -run.hi, -run.lo
+	}
+	i, falseStart := r.table.add(stream{dir: dir, start: from, trail: from, dropped: from, pos: to, next: to + 1, window: window})
+	r.judge(falseStart)
+	r.refill(i, plan)
+	return true
+}
+
+func (r *readahead) judge(falseStart bool) {
+	if falseStart {
+		r.doubt = min(r.doubt+1, maxDoubt)
+	}
+}
+
+// maxDoubt bounds what false starts can do.
+const maxDoubt = 24
+
+// stake says how many misses make a stream, and how many pages the first
+// window has: less trust and smaller stakes after streams that went nowhere,
+// and in a region so small that random pages are often neighbours.
+func (r *readahead) stake(plan *Plan) (need int, window int64) {
+	need = minEvidence + r.doubt/4
+	window = plan.pages(r.minBytes) >> (r.doubt / 8)
+	window = min(window, plan.Pages/256)
+	return need, max(window, 4)
+}
+
+// advance takes note that the reader of stream i has come to the event's page.
+func (r *readahead) advance(i int, e Event, plan *Plan) {
+	s := r.table.use(i)
+	x := s.dir * e.Page
+	if x <= s.pos {
+		return // inside a copy that began at its far end, or missed again
+	}
+	next, planned := s.next, x < s.next
+	marked := s.isBoundary(x)
+	switch {
+	case e.Kind == Touch:
+		if planned && !marked && !e.Late {
+			s.sees = true
+		}
+		// Where every touch is seen, a reader does not jump; what does is
+		// somebody else who hit the window by chance, unless it goes on there.
+		if s.sees && x > s.pos+slack && (x > s.jump+slack || x < s.jump-slack) {
+			s.jump = x
+			return
+		}
+	case planned && !marked:
+		// It had been planned and is missing: evicted before its use, or
+		// there was no room. Ask for less, and again for what may be missing
+		// behind it.
+		s.window = max(s.window/2, min(s.window, plan.pages(r.minBytes)))
+		s.n = 0
+		next = x + 1
+	case !planned:
+		s.sees = false // touches would have kept the window ahead
+	}
+	boundary := s.passBoundaries(x)
+	r.passed += x - s.pos
+	r.table.set(i, x, next)
+	if boundary {
+		if !s.proven {
+			s.proven = true
+			r.doubt = max(r.doubt-2, 0)
+		}
+		s.window = min(2*s.window, r.limit(plan))
+		r.dropBehind(s, plan)
+	}
+	if boundary || s.next-s.pos <= s.window/2 {
+		r.refill(i, plan)
+	}
+}
+
+// limit is the largest window of one stream in pages.
+func (r *readahead) limit(plan *Plan) int64 {
+	if r.largest == 0 {
+		r.largest = plan.pages(r.maxBytes)
+		r.ceiling = r.largest
+	}
+	return r.ceiling
+}
+
+// aheadShare is the part of the budget that all windows together may fill; it
+// is what the default eviction policy grants to pages nobody has used yet.
+const aheadShare = 8
+
+// refill plans pages of stream i until its window is full.
+func (r *readahead) refill(i int, plan *Plan) {
+	s := &r.table.streams[i]
+	window := min(s.window, r.limit(plan))
+	if plan.Budget > 0 {
+		window = min(window, plan.Budget/aheadShare/int64(r.table.active))
+	}
+	if window < 2 {
+		return // a budget of a few pages is not for guesses
+	}
+	room, part := plan.Room, partOf(window)
+	end := plan.Pages // the first x outside the region
+	if s.dir < 0 {
+		end = 1
+	}
+	for s.next+part-1 <= s.pos+window && room > 0 && s.next < end {
+		first, n := s.next, min(part, end-s.next)
+		// The page by which the reader enters this part tells of it, unless
+		// the reader is there or there is nothing more to plan.
+		if first > s.pos+1 && first+n < end && s.addBoundary(first) && !s.sees {
+			plan.Mark(s.dir * first)
+			first++
+		}
+		n = min(n, first-s.next+room)
+		r.table.set(i, s.pos, s.next+n)
+		count := s.next - first
+		room -= count
+		if s.dir > 0 {
+			plan.Add(first, count)
+		} else {
+			plan.Add(-(s.next - 1), count)
+		}
+	}
+}
+
+// partOf says in how large parts a window is planned: two, because each costs
+// the miss of a marker; four where that is little, so that the device always
+// has more than one to read.
+func partOf(window int64) int64 {
+	const enough = 64
+	return max(window/4, min(window/2, enough), 1)
+}
+
+// dropAfter is the length in bytes of a sequential run from which on pages are
+// dropped behind it: what is shorter may be a record somebody comes back to.
+const dropAfter = 1 << 20
+
+// dropBehind gives up what the reader has passed, except for the pages it may
+// still be copying from. It stays one part behind: the event that moved pos may
+// have been somebody else's, who touched a page of the window by chance.
+func (r *readahead) dropBehind(s *stream, plan *Plan) {
+	until := s.trail - slack
+	s.trail = s.pos
+	if r.keepBehind || until-s.dropped < plan.pages(dropAfter)/4 || until-s.start < plan.pages(dropAfter) {
+		return
+	}
+	n := until - s.dropped
+	if s.dir > 0 {
+		plan.Behind(s.dropped, n)
+	} else {
+		plan.Behind(-(until - 1), n)
+	}
+	s.dropped = until
+}
+
+// learnEvery is the number of pages whose fate must be known before the
+// feedback is believed.
+const learnEvery = 256
+
+// Learn implements Learner. Where access is raw the pager cannot see that a
+// page was used, but a reader that came to the next marker has passed it:
+// pages passed count as used.
+func (r *readahead) Learn(f Feedback) {
+	used, unused := f.Used-r.learned.Used, f.Unused-r.learned.Unused
+	if used < 0 || unused < 0 {
+		r.learned = f // counted anew
+		return
+	}
+	if hidden := r.passed - used; hidden > 0 {
+		used += hidden
+		unused = max(0, unused-hidden)
+	}
+	if used+unused < learnEvery || r.ceiling == 0 {
+		return
+	}
+	r.learned, r.passed = f, 0
+	switch {
+	case unused > used:
+		r.ceiling = max(r.ceiling/2, 4)
+		r.doubt = min(r.doubt+4, maxDoubt)
+	case unused < used/8:
+		r.ceiling = min(r.ceiling*2, r.largest)
+	}
+}
