@@ -40,6 +40,11 @@ const (
 // kernelRange is struct uffdio_range.
 type kernelRange struct{ start, len uint64 }
 
+// rest is the range behind its first done bytes.
+func (r kernelRange) rest(done uintptr) kernelRange {
+	return kernelRange{r.start + uint64(done), r.len - uint64(done)}
+}
+
 // argAPI is struct uffdio_api.
 type argAPI struct{ api, features, ioctls uint64 }
 
@@ -56,6 +61,11 @@ type argCopy struct {
 	dst, src, len uint64
 	mode          uint64
 	done          int64 // out: bytes, or a negated errno; not written by every failure
+}
+
+// rest is what is left to do after done bytes.
+func (a argCopy) rest(done uintptr) argCopy {
+	return argCopy{dst: a.dst + uint64(done), src: a.src + uint64(done), len: a.len - uint64(done), mode: a.mode}
 }
 
 // argZeropage is struct uffdio_zeropage, and struct uffdio_poison.

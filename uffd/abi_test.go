@@ -33,3 +33,13 @@ func TestLayoutsHaveTheSizesTheKernelExpects(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsLeftToDoFollowsWhatIsDone(t *testing.T) {
+	a := argCopy{dst: 0x1000, src: 0x8000, len: 0x3000, mode: 2, done: 0x2000}
+	if got, want := a.rest(0x2000), (argCopy{dst: 0x3000, src: 0xa000, len: 0x1000, mode: 2}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got, want := (kernelRange{0x1000, 0x3000}).rest(0x1000), (kernelRange{0x2000, 0x2000}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}

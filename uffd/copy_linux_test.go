@@ -133,6 +133,21 @@ func TestZeroPageReadsAsZeroAndTakesWrites(t *testing.T) {
 	}
 }
 
+func TestWakeLeavesTheRangeRegistered(t *testing.T) {
+	u := open(t, 0)
+	dst := region(t, u, 1)
+	if err := u.Wake(dst, pageSize); err != nil {
+		t.Error(err)
+	}
+	if errno := RawWake(u.Fd(), dst, pageSize); errno != 0 {
+		t.Error(unix.Errno(errno))
+	}
+	mustFault(t, "load after Wake", dst, load(dst))
+	if err := u.Wake(dst+1, pageSize); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("Wake of an address that is not aligned: %v", err)
+	}
+}
+
 func TestUnregisterGivesFaultsBack(t *testing.T) {
 	u := open(t, 0)
 	dst := region(t, u, 2)

@@ -124,3 +124,19 @@ func TestProbeCoversEveryFeature(t *testing.T) {
 		}
 	}
 }
+
+// The bits of the handshake are claims, the probes are deeds.
+func TestWhatTheHandshakeOffersWorks(t *testing.T) {
+	available, err := Available()
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, f := range Features() {
+		if bits := features[f].api; bits == 0 || available&bits == 0 {
+			continue
+		}
+		if err := f.Supported(); err != nil {
+			t.Errorf("the handshake offers %v, and yet: %v", f, err)
+		}
+	}
+}

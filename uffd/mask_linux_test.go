@@ -148,32 +148,48 @@ func init() {
 			return err
 		}
 		defer u.Close()
+		// Calls that would succeed without the mask: dst is registered and
+		// missing, src present.
+		mem, err := unix.Mmap(-1, 0, int(2*pageSize), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			return err
+		}
+		dst := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+		src := dst + pageSize
+		*at(src) = 1
+		wp := RegisterWP
+		if masked(FeatureWriteProtect) {
+			wp = 0
+		}
+		if err := u.Register(dst, pageSize, RegisterMissing|wp); err != nil {
+			return err
+		}
 		var errs []error
 		if masked(u.Way()) {
 			errs = append(errs, fmt.Errorf("opened by %v, which is masked", u.Way()))
 		}
 		if masked(FeatureWriteProtect) {
 			_, opened := Open(APIWriteProtect, 0)
-			_, copied := u.Copy(0, 0, 0, CopyWP)
-			_, errno := RawCopy(u.Fd(), 0, 0, 0, CopyWP)
+			_, copied := u.Copy(dst, src, pageSize, CopyWP)
+			_, errno := RawCopy(u.Fd(), dst, src, pageSize, CopyWP)
 			errs = append(errs,
 				refuses(FeatureWriteProtect, "Open", opened),
-				refuses(FeatureWriteProtect, "Register", u.Register(0, 0, RegisterWP)),
-				refuses(FeatureWriteProtect, "WriteProtect", u.WriteProtect(0, 0, ProtectWP)),
+				refuses(FeatureWriteProtect, "Register", u.Register(dst, pageSize, RegisterMissing|RegisterWP)),
+				refuses(FeatureWriteProtect, "WriteProtect", u.WriteProtect(dst, pageSize, ProtectWP)),
 				refuses(FeatureWriteProtect, "Copy", copied),
 				isErrno("RawCopy", errno, unix.EINVAL),
-				isErrno("RawWriteProtect", RawWriteProtect(u.Fd(), 0, 0, ProtectWP), unix.EINVAL))
+				isErrno("RawWriteProtect", RawWriteProtect(u.Fd(), dst, pageSize, ProtectWP), unix.EINVAL))
 		}
 		if masked(FeatureMove) {
 			_, opened := Open(APIMove, 0)
-			_, moved := u.Move(0, 0, 0, 0)
-			_, errno := RawMove(u.Fd(), 0, 0, 0, 0)
+			_, moved := u.Move(dst, src, pageSize, 0)
+			_, errno := RawMove(u.Fd(), dst, src, pageSize, 0)
 			errs = append(errs, refuses(FeatureMove, "Open", opened), refuses(FeatureMove, "Move", moved), isErrno("RawMove", errno, unix.EINVAL))
 		}
 		if masked(FeaturePoison) {
 			_, opened := Open(APIPoison, 0)
-			_, poisoned := u.Poison(0, 0, 0)
-			_, errno := RawPoison(u.Fd(), 0, 0, 0)
+			_, poisoned := u.Poison(dst, pageSize, 0)
+			_, errno := RawPoison(u.Fd(), dst, pageSize, 0)
 			errs = append(errs, refuses(FeaturePoison, "Open", opened), refuses(FeaturePoison, "Poison", poisoned), isErrno("RawPoison", errno, unix.EINVAL))
 		}
 		if masked(FeaturePagemapScan) {

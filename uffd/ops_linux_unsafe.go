@@ -45,8 +45,9 @@ func (u *FD) Copy(dst, src, n uintptr, mode uint64) (done uintptr, err error) {
 	if mode&CopyWP != 0 && u.lacks(FeatureWriteProtect) {
 		return 0, &UnsupportedError{FeatureWriteProtect, syscall.EINVAL}
 	}
+	whole := argCopy{dst: uint64(dst), src: uint64(src), len: uint64(n), mode: mode}
 	return u.stepwise("copy", dst, n, func(fd int, at uintptr) (int64, syscall.Errno) {
-		a := argCopy{dst: uint64(dst + at), src: uint64(src + at), len: uint64(n - at), mode: mode}
+		a := whole.rest(at)
 		errno := ioctl(fd, ioctlCopy, unsafe.Pointer(&a))
 		return a.done, errno
 	})
@@ -58,8 +59,9 @@ func (u *FD) Move(dst, src, n uintptr, mode uint64) (done uintptr, err error) {
 	if u.lacks(FeatureMove) {
 		return 0, &UnsupportedError{FeatureMove, syscall.EINVAL}
 	}
+	whole := argCopy{dst: uint64(dst), src: uint64(src), len: uint64(n), mode: mode}
 	return u.stepwise("move", dst, n, func(fd int, at uintptr) (int64, syscall.Errno) {
-		a := argCopy{dst: uint64(dst + at), src: uint64(src + at), len: uint64(n - at), mode: mode}
+		a := whole.rest(at)
 		errno := ioctl(fd, ioctlMove, unsafe.Pointer(&a))
 		return a.done, errno
 	})
@@ -69,7 +71,7 @@ func (u *FD) Move(dst, src, n uintptr, mode uint64) (done uintptr, err error) {
 // Copy. See RawZeroPage.
 func (u *FD) ZeroPage(addr, n uintptr, mode uint64) (done uintptr, err error) {
 	return u.stepwise("zeropage", addr, n, func(fd int, at uintptr) (int64, syscall.Errno) {
-		a := argZeropage{r: kernelRange{uint64(addr + at), uint64(n - at)}, mode: mode}
+		a := argZeropage{r: kernelRange{uint64(addr), uint64(n)}.rest(at), mode: mode}
 		errno := ioctl(fd, ioctlZeropage, unsafe.Pointer(&a))
 		return a.done, errno
 	})
@@ -82,7 +84,7 @@ func (u *FD) Poison(addr, n uintptr, mode uint64) (done uintptr, err error) {
 		return 0, &UnsupportedError{FeaturePoison, syscall.EINVAL}
 	}
 	return u.stepwise("poison", addr, n, func(fd int, at uintptr) (int64, syscall.Errno) {
-		a := argZeropage{r: kernelRange{uint64(addr + at), uint64(n - at)}, mode: mode}
+		a := argZeropage{r: kernelRange{uint64(addr), uint64(n)}.rest(at), mode: mode}
 		errno := ioctl(fd, ioctlPoison, unsafe.Pointer(&a))
 		return a.done, errno
 	})

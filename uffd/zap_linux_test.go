@@ -54,6 +54,23 @@ func TestZapTakesJustThePagesNamed(t *testing.T) {
 	})
 }
 
+// No range of a batch falls through to a call of its own.
+func TestBatchesTakeAllRanges(t *testing.T) {
+	needs(t, FeatureProcessMadvise)
+	PrepareZap()
+	const ranges = 2*maxVectors + 5
+	addr := memory(t, 2*ranges)
+	fill(addr, 2*ranges, 1)
+	var vecs []Range
+	for i := range uintptr(ranges) {
+		vecs = append(vecs, Range{addr + 2*i*pageSize, pageSize})
+	}
+	done, errno := zapBatches(&vecs[0], len(vecs), uintptr(int(int32(zapPidfd))), madvDontneed)
+	if done != len(vecs) || errno != 0 {
+		t.Errorf("%d of %d done, %v", done, len(vecs), unix.Errno(errno))
+	}
+}
+
 func TestZapSaysWhichRangeFailed(t *testing.T) {
 	zapWays(t, func(t *testing.T) {
 		for bad := range 6 {
