@@ -255,11 +255,11 @@ func TestReadaheadDoubts(t *testing.T) {
 	}
 	s.expect(t, "in doubt", s.misses(900_000, 900_001, 900_002, 900_003), ",,,")
 	sim := newSimulator(r, 1<<30, 1<<20)
-	for i := range int64(20) {
+	for i := range int64(40) {
 		sim.run(scan(1_000_000+i*10_000, 1000, 1))
 	}
 	if r.doubt != 0 {
-		t.Errorf("doubt %d after 20 scans, want 0", r.doubt)
+		t.Errorf("doubt %d after 40 scans, want 0", r.doubt)
 	}
 }
 
