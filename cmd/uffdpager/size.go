@@ -41,7 +41,7 @@ func parseSize(s string) (size, error) {
 	}
 	f, err := strconv.ParseFloat(number, 64)
 	switch {
-	case err != nil || math.IsNaN(f) || strings.ContainsAny(number, "xXpP"):
+	case err != nil || math.IsNaN(f) || strings.ContainsAny(number, "xXpPeE"):
 		return 0, fmt.Errorf("size %q is not a number of bytes such as 4096, 64MiB or 1.5GiB", s)
 	case f < 0 || f*float64(unit) >= math.MaxInt64:
 		return 0, fmt.Errorf("size %q is out of range", s)
