@@ -206,18 +206,19 @@ func TestTmpfs(t *testing.T) {
 }
 
 func TestDoneMaySubmitAndReuseItsOp(t *testing.T) {
-	fd := file(t, pattern(65536, 8), true)
+	content := pattern(65536, 8)
+	fd := file(t, content, true)
 	eachEngine(t, 2, func(t *testing.T, e Engine) {
 		buf := buffer(t, 4096)
 		rounds := 0
 		op := &Op{FD: fd, Buf: buf}
 		list := []*Op{op}
 		op.Done = func(op *Op) {
-			if op.Err != nil || op.N != 4096 {
-				t.Errorf("round %d: %d, %v", rounds, op.N, op.Err)
+			if op.Err != nil || op.N != 4096 || !bytes.Equal(buf, content[op.Off:][:4096]) {
+				t.Errorf("round %d: %d, %v, or other bytes", rounds, op.N, op.Err)
 			}
 			if rounds++; rounds < 100 {
-				op.Off = int64(rounds%16) * 4096
+				op.Off, op.Err = int64(rounds%16)*4096, unix.EIO // the caller's own
 				e.Submit(list)
 			}
 		}

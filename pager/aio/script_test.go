@@ -29,8 +29,24 @@ type script struct {
 	closed   bool
 }
 
+// parkedWaker tells when somebody has looked, found nothing, and parks.
+type parkedWaker struct {
+	*chanWaker
+	parked chan struct{}
+}
+
+func (w parkedWaker) wait(ok func() bool) {
+	for !ok() {
+		select {
+		case w.parked <- struct{}{}:
+		default:
+		}
+		<-w.ch
+	}
+}
+
 func scripted(depth int, s *script) *engine {
-	w := newChanWaker()
+	w := parkedWaker{newChanWaker(), make(chan struct{}, 1)}
 	e := newEngine(LinuxAIO, depth, w)
 	s.wake, s.ops = w, make([]*Op, depth)
 	e.back = s
@@ -55,11 +71,11 @@ func (s *script) submit(b batch) (int, syscall.Errno) {
 		}
 		if now {
 			s.done = append(s.done, completion{slot, res})
+			s.wake.kick()
 		} else {
 			s.held = append(s.held, slot)
 		}
 	}
-	s.wake.kick()
 	return n, errno
 }
 
@@ -84,6 +100,7 @@ func (s *script) cancel() {
 		s.done = append(s.done, completion{slot, -int64(syscall.ECANCELED)})
 	}
 	s.held = nil
+	s.wake.kick()
 }
 
 func (s *script) close() error {
@@ -154,6 +171,7 @@ func TestWaitOutlivesRefusal(t *testing.T) {
 	e := scripted(4, s)
 	waits := make(chan error, 1)
 	go func() { waits <- e.Wait(context.Background()) }()
+	<-e.wake.(parkedWaker).parked
 	op := &Op{Buf: make([]byte, 1)}
 	ran := false
 	op.Done = func(*Op) { ran = true }
@@ -169,6 +187,25 @@ func TestWaitOutlivesRefusal(t *testing.T) {
 	reapUntil(t, e, func() bool { return ran })
 	if op.Err != nil || refusals != 20 {
 		t.Errorf("%v after %d refusals", op.Err, refusals)
+	}
+	e.Close()
+}
+
+// Whoever waits learns of ops that end without a completion of the kernel.
+func TestWaitEndsWithARefusedOp(t *testing.T) {
+	e := scripted(4, &script{accept: func(int) (int, syscall.Errno) { return 0, syscall.EBADF }})
+	waits := make(chan error, 1)
+	go func() { waits <- e.Wait(context.Background()) }()
+	<-e.wake.(parkedWaker).parked
+	op := &Op{Buf: make([]byte, 1), Done: func(*Op) {}}
+	e.Submit([]*Op{op})
+	select {
+	case err := <-waits:
+		if err != nil || e.Reap(8) != 1 || op.Err != syscall.EBADF {
+			t.Errorf("%v, then %v", err, op.Err)
+		}
+	case <-time.After(deadline):
+		t.Fatal("Wait sleeps on")
 	}
 	e.Close()
 }
