@@ -106,8 +106,6 @@ type API uint64
 const (
 	APIWriteProtect  API = 1 << 0  // UFFD_FEATURE_PAGEFAULT_FLAG_WP, Linux 5.7
 	APISigbus        API = 1 << 7  // UFFD_FEATURE_SIGBUS, 4.14: a fault is SIGBUS (BUS_ADRERR) to the faulting thread instead of a message
-	APIThreadID      API = 1 << 8  // UFFD_FEATURE_THREAD_ID, 4.14
-	APIExactAddress  API = 1 << 11 // UFFD_FEATURE_EXACT_ADDRESS, 5.18: messages carry the address unmasked; SIGBUS always does
 	APIWPShmem       API = 1 << 12 // UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 5.19
 	APIWPUnpopulated API = 1 << 13 // UFFD_FEATURE_WP_UNPOPULATED, 6.4: WriteProtect also marks missing anonymous pages
 	APIPoison        API = 1 << 14 // UFFD_FEATURE_POISON, 6.6

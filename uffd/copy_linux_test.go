@@ -133,6 +133,19 @@ func TestZeroPageReadsAsZeroAndTakesWrites(t *testing.T) {
 	}
 }
 
+func TestOpenRefusesFeaturesThatDoNotExist(t *testing.T) {
+	open(t, 0) // or skip
+	const nonsense API = 1 << 60
+	if u, err := Open(APISigbus|nonsense, 0); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("required: %v, %v; want EINVAL", u, err)
+	}
+	u, err := Open(APISigbus, nonsense)
+	if err != nil || u.API() != APISigbus {
+		t.Fatalf("wanted: %v", err)
+	}
+	u.Close()
+}
+
 func TestWakeLeavesTheRangeRegistered(t *testing.T) {
 	u := open(t, 0)
 	dst := region(t, u, 1)

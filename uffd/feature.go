@@ -164,13 +164,13 @@ func maskedAPI() (bits API) {
 }
 
 // featureOf names the feature that stands for the lowest bit of a set.
-func featureOf(bits API) Feature {
+func featureOf(bits API) (f Feature, ok bool) {
 	for f := range numFeatures {
 		if features[f].api&bits&-bits != 0 {
-			return f
+			return f, true
 		}
 	}
-	return FeatureUserfaultfd
+	return 0, false
 }
 
 // Result is what a probe found out.

@@ -84,7 +84,7 @@ func isMasked(f Feature) error {
 // refuses checks that err is an UnsupportedError for f.
 func refuses(f Feature, what string, err error) error {
 	var why *UnsupportedError
-	if !errors.As(err, &why) || why.Feature != f {
+	if !errors.As(err, &why) || why.Feature != f || masked(f) && !errors.Is(err, ErrMasked) {
 		return fmt.Errorf("%s without %v: %v", what, f, err)
 	}
 	return nil

@@ -1,5 +1,3 @@
-//go:build linux
-
 package uffd
 
 import (
@@ -42,7 +40,10 @@ func Open(require, want API) (*FD, error) {
 		return nil, err
 	}
 	if missing := require &^ available; missing != 0 {
-		return nil, &UnsupportedError{featureOf(missing), syscall.EINVAL}
+		if f, known := featureOf(missing); known {
+			return nil, absent(f)
+		}
+		// Bits this package has no name for: the kernel will say EINVAL.
 	}
 	PrepareZap()
 	return openFD(require | want&available)
@@ -150,6 +151,15 @@ func handshake(fd int, ask API) (available API, errno syscall.Errno) {
 	a := argAPI{api: apiVersion, features: uint64(ask)}
 	errno = ioctl(fd, ioctlAPI, unsafe.Pointer(&a))
 	return API(a.features), errno
+}
+
+// absent is the error for a feature that the kernel does not have, or whose
+// call it answers with EINVAL, as it does unknown ones.
+func absent(f Feature) error {
+	if masked(f) {
+		return &UnsupportedError{f, ErrMasked}
+	}
+	return &UnsupportedError{f, syscall.EINVAL}
 }
 
 // conclusive says whether an error of a probe will be the same next time.

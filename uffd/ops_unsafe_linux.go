@@ -1,5 +1,3 @@
-//go:build linux
-
 package uffd
 
 import (
@@ -18,12 +16,12 @@ import (
 // registered: map PROT_NONE, munlock, Register, mprotect.
 func (u *FD) Register(addr, n uintptr, mode uint64) error {
 	if mode&RegisterWP != 0 && masked(FeatureWriteProtect) {
-		return &UnsupportedError{FeatureWriteProtect, ErrMasked}
+		return absent(FeatureWriteProtect)
 	}
 	a := argRegister{r: kernelRange{uint64(addr), uint64(n)}, mode: mode}
 	if errno := ioctl(u.Fd(), ioctlRegister, unsafe.Pointer(&a)); errno != 0 {
 		if errno == syscall.EINVAL && mode&RegisterWP != 0 && u.lacks(FeatureWriteProtect) {
-			return &UnsupportedError{FeatureWriteProtect, errno}
+			return absent(FeatureWriteProtect)
 		}
 		return &OpError{Op: "register", Addr: addr, Len: n, Err: errno}
 	}
@@ -43,7 +41,7 @@ func (u *FD) Unregister(addr, n uintptr) error {
 // installed by this call. See RawCopy for modes and errors.
 func (u *FD) Copy(dst, src, n uintptr, mode uint64) (done uintptr, err error) {
 	if mode&CopyWP != 0 && u.lacks(FeatureWriteProtect) {
-		return 0, &UnsupportedError{FeatureWriteProtect, syscall.EINVAL}
+		return 0, absent(FeatureWriteProtect)
 	}
 	whole := argCopy{dst: uint64(dst), src: uint64(src), len: uint64(n), mode: mode}
 	return u.stepwise("copy", dst, n, func(fd int, at uintptr) (int64, syscall.Errno) {
@@ -57,7 +55,7 @@ func (u *FD) Copy(dst, src, n uintptr, mode uint64) (done uintptr, err error) {
 // retried like Copy. See RawMove for modes and errors.
 func (u *FD) Move(dst, src, n uintptr, mode uint64) (done uintptr, err error) {
 	if u.lacks(FeatureMove) {
-		return 0, &UnsupportedError{FeatureMove, syscall.EINVAL}
+		return 0, absent(FeatureMove)
 	}
 	whole := argCopy{dst: uint64(dst), src: uint64(src), len: uint64(n), mode: mode}
 	return u.stepwise("move", dst, n, func(fd int, at uintptr) (int64, syscall.Errno) {
@@ -81,7 +79,7 @@ func (u *FD) ZeroPage(addr, n uintptr, mode uint64) (done uintptr, err error) {
 // retried like Copy. See RawPoison.
 func (u *FD) Poison(addr, n uintptr, mode uint64) (done uintptr, err error) {
 	if u.lacks(FeaturePoison) {
-		return 0, &UnsupportedError{FeaturePoison, syscall.EINVAL}
+		return 0, absent(FeaturePoison)
 	}
 	return u.stepwise("poison", addr, n, func(fd int, at uintptr) (int64, syscall.Errno) {
 		a := argZeropage{r: kernelRange{uint64(addr), uint64(n)}.rest(at), mode: mode}
@@ -95,7 +93,7 @@ func (u *FD) Poison(addr, n uintptr, mode uint64) (done uintptr, err error) {
 // RawWriteProtect.
 func (u *FD) WriteProtect(addr, n uintptr, mode uint64) error {
 	if u.lacks(FeatureWriteProtect) {
-		return &UnsupportedError{FeatureWriteProtect, syscall.EINVAL}
+		return absent(FeatureWriteProtect)
 	}
 	_, err := u.stepwise("writeprotect", addr, n, func(fd int, _ uintptr) (int64, syscall.Errno) {
 		a := argWriteprotect{r: kernelRange{uint64(addr), uint64(n)}, mode: mode}
