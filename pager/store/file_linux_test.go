@@ -107,7 +107,7 @@ func TestAnyLength(t *testing.T) {
 	modes := map[string]Direct{"auto": DirectAuto, "off": DirectOff}
 	for place, dir := range places {
 		for mode, direct := range modes {
-			for _, kind := range []aio.Kind{aio.Threads, aio.LinuxAIO} {
+			for _, kind := range []aio.Kind{aio.Threads, aio.LinuxAIO, aio.IOURing} {
 				for _, size := range []int{1, 511, 512, 513, 4095, 4096, 4097, 4608, 5000, 65536, 65537, 99999} {
 					t.Run(fmt.Sprintf("%s/%s/%v/%d", place, mode, kind, size), func(t *testing.T) {
 						anyLength(t, filepath.Join(dir(t), "data"), size, direct, newRig(t, kind))
@@ -166,8 +166,14 @@ func anyLength(t *testing.T, path string, size int, direct Direct, r *rig) {
 	}
 }
 
+// Neighbours of the tail, and the tail itself, are written at the same time
+// through different ways into the file.
 func TestTailWritesAndReadsMixUnderLoad(t *testing.T) {
-	const size, rounds = 5*4096 + 700, 60
+	const size = 5*4096 + 700
+	rounds := 60
+	if os.Getenv("UFFDPAGER_TORTURE") != "" {
+		rounds = 20000
+	}
 	path := tempFile(t, stamped(size, 0))
 	s := mustOpen(t, path, FileOptions{})
 	r := newRig(t, aio.LinuxAIO)

@@ -120,3 +120,17 @@ func TestTailErrorsReachTheOp(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkFileStart(b *testing.B) {
+	f := testFile(1<<30, 512)
+	e := &noEngine{}
+	ops := make([]*aio.Op, 16)
+	for i := range ops {
+		ops[i] = &aio.Op{Code: aio.Read, Off: int64(i) * 4096, Buf: make([]byte, 4096)}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		f.Start(e, ops)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(ops)), "ns/transfer")
+}

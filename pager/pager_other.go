@@ -1,3 +1,5 @@
+//go:build !linux
+
 package pager
 
 // TEMPORARY: signatures of the public contract so that colleagues' code compiles while the core is being written.

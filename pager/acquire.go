@@ -1,0 +1,422 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// Pin is a range of a region that is resident and stays so until Release. Its
+// memory may be given to system calls, cgo and O_DIRECT transfers (to read
+// from; to let them write into it, AcquireWrite). A Pin is a value: copy it
+// freely, but call Release once.
+type Pin struct {
+	r     *Region
+	off   int64
+	n     int64
+	write bool
+}
+
+// Bytes is the pinned memory. It must not be used after Release.
+func (p Pin) Bytes() []byte {
+	if p.r == nil || p.n == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Add(p.r.base, p.off)), p.n)
+}
+
+// Release unpins. Releasing twice panics if the page is not pinned otherwise.
+func (p Pin) Release() {
+	if p.r == nil || p.n == 0 {
+		return
+	}
+	p.r.unpin(p.r.pageRange(p.off, p.n), p.write)
+}
+
+func (r *Region) pageRange(off, n int64) pageRange {
+	first := uint64(off) >> r.shift
+	return pageRange{first, uint64(off+n-1)>>r.shift - first + 1}
+}
+
+// checkRange: 0 ≤ off, 0 ≤ n, off+n ≤ Len without overflow.
+func (r *Region) checkRange(op string, off, n int64) error {
+	if off < 0 || n < 0 || off > r.Len() || n > r.Len()-off {
+		return &FaultError{Op: op, Store: r.name, Offset: off, Err: fmt.Errorf("%w: %d bytes at %d in a region of %d", errRange, n, off, r.Len())}
+	}
+	return nil
+}
+
+// pinHit pins the page if it is resident: the fast path of everything that is
+// explicit. It touches the page's word, its directory entry and, when it is
+// the first pin, a shard of credits.
+func (r *Region) pinHit(page uint64) bool {
+	e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
+	for {
+		v := atomic.LoadUint64(e)
+		if v == 0 {
+			return false
+		}
+		pw := leafWord(uint32(v)&dirLeafMask, page)
+		w := atomic.LoadUint64(pw)
+		if s := w & stateMask; s < stResident || s > stWriting {
+			return false
+		}
+		if (atomic.LoadUint64(e)^v)&^dirCountMask != 0 {
+			continue
+		}
+		if w&(flagPrefetched|pinMask) != 0 {
+			if w&flagPrefetched != 0 {
+				r.firstTouch(pw, w, page)
+				continue
+			}
+			if w&pinMask == pinMask {
+				return false
+			}
+			if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)|flagTouched) {
+				return true
+			}
+			continue
+		}
+		if !r.p.credits.take(page, r.fpp) {
+			return false
+		}
+		if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)|flagTouched) {
+			return true
+		}
+		r.p.giveCredits(page, r.fpp)
+	}
+}
+
+// unpin takes one pin off each page.
+func (r *Region) unpin(pr pageRange, write bool) {
+	for page := pr.first; page < pr.first+pr.n; page++ {
+		if write {
+			r.dropWritePin(page)
+		}
+		// A pinned page keeps its leaf, so one look is enough.
+		e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
+		pw := leafWord(uint32(atomic.LoadUint64(e))&dirLeafMask, page)
+		for {
+			w := atomic.LoadUint64(pw)
+			if w&pinMask == 0 {
+				panic("pager: Release of a page that is not pinned")
+			}
+			if atomic.CompareAndSwapUint64(pw, w, w-pinOne) {
+				if w&pinMask == pinOne {
+					r.p.giveCredits(page, r.fpp)
+				}
+				break
+			}
+		}
+	}
+}
+
+// pinHits pins a whole range if all of it is resident, else nothing.
+func (r *Region) pinHits(pr pageRange) bool {
+	for i := uint64(0); i < pr.n; i++ {
+		if !r.pinHit(pr.first + i) {
+			if i > 0 {
+				r.unpin(pageRange{pr.first, i}, false)
+			}
+			return false
+		}
+	}
+	return true
+}
+
+// Acquire makes [off, off+n) resident and pins it. A hit costs a look at a
+// state word; otherwise the calling goroutine is parked while the missing
+// pages are read with one submission. It holds nothing while it waits for
+// room. n = 0 gives an empty Pin.
+//
+// Errors: *FaultError with the errno if a page cannot be read; ErrBudget if
+// the range is larger than what can be pinned at all, or if pinned pages leave
+// no room for Options.StallLimit; ctx.Err(); ErrClosed.
+func (r *Region) Acquire(ctx context.Context, off, n int64) (Pin, error) {
+	return r.acquire(ctx, off, n, false)
+}
+
+func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, error) {
+	if off < 0 || n <= 0 || off > r.Len() || n > r.Len()-off {
+		if err := r.checkRange("acquire", off, n); err != nil {
+			return Pin{}, err
+		}
+	}
+	if r.closing.Load() {
+		return Pin{}, ErrClosed
+	}
+	if n == 0 {
+		return Pin{}, nil
+	}
+	pin := Pin{r, off, n, write}
+	pr := r.pageRange(off, n)
+	if r.pinHits(pr) {
+		if write {
+			if err := r.makeWritable(ctx, pr); err != nil {
+				return Pin{}, err
+			}
+		}
+		if r.closing.Load() {
+			pin.Release()
+			return Pin{}, ErrClosed
+		}
+		return pin, nil
+	}
+	if !r.enter() {
+		return Pin{}, ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		r.leave()
+		return Pin{}, err
+	}
+	op := newOp(r)
+	op.pin = true
+	op.one[0] = pr
+	op.ranges = op.one[:]
+	p := r.p
+	if err := p.begin(op); err != nil {
+		return Pin{}, err
+	}
+	if err := op.wait(ctx); err != nil {
+		return Pin{}, err
+	}
+	if write {
+		if err := r.makeWritable(ctx, pr); err != nil {
+			return Pin{}, err
+		}
+	}
+	return pin, nil
+}
+
+// AcquireV acquires all ranges or none, with one submission of reads, and puts
+// pin i of range i into pins, which must be as long as rs. A page that is in
+// several ranges is pinned once for each. Errors as Acquire.
+func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
+	if len(pins) != len(rs) {
+		return fmt.Errorf("pager: AcquireV: %d ranges, but room for %d pins", len(rs), len(pins))
+	}
+	for _, g := range rs {
+		if err := r.checkRange("acquire", g.Off, g.Len); err != nil {
+			return err
+		}
+	}
+	if !r.enter() {
+		return ErrClosed
+	}
+	op := newOp(r)
+	op.pin = true
+	hits := true
+	for i, g := range rs {
+		pins[i] = Pin{}
+		if g.Len == 0 {
+			continue
+		}
+		pr := r.pageRange(g.Off, g.Len)
+		op.ranges = append(op.ranges, pr)
+		if hits && r.pinHits(pr) {
+			op.got = append(op.got, pr)
+		} else {
+			hits = false
+		}
+	}
+	if !hits {
+		op.undo()
+		if err := r.p.begin(op); err != nil {
+			return err
+		}
+		if err := op.wait(ctx); err != nil {
+			return err
+		}
+	} else {
+		op.got = nil
+		op.free()
+		r.leave()
+	}
+	for i, g := range rs {
+		if g.Len != 0 {
+			pins[i] = Pin{r, g.Off, g.Len, false}
+		}
+	}
+	return nil
+}
+
+// TryAcquire is Acquire that never waits: false means that the range was not
+// resident (its reads are started, as room allows) or that nothing more can be
+// pinned now.
+func (r *Region) TryAcquire(off, n int64) (Pin, bool) {
+	if r.checkRange("acquire", off, n) != nil || r.closing.Load() {
+		return Pin{}, false
+	}
+	if n == 0 {
+		return Pin{}, true
+	}
+	pr := r.pageRange(off, n)
+	if r.pinHits(pr) {
+		if r.closing.Load() {
+			r.unpin(pr, false)
+			return Pin{}, false
+		}
+		return Pin{r, off, n, false}, true
+	}
+	if r.enter() {
+		r.readAhead(pr, 0)
+		r.leave()
+	}
+	return Pin{}, false
+}
+
+// begin reserves what the op needs and starts it, or puts it in line. The
+// caller has entered the region. On an error the op is gone and the region
+// left.
+func (p *Pager) begin(op *waitOp) error {
+	r := op.r
+	op.need = int64(op.pages()) * r.fpp
+	if op.pin && op.need > p.pinnable.Load() || op.need > p.budget.Load() || r.maxFrames > 0 && op.need > r.maxFrames {
+		err := fmt.Errorf("%w: %d bytes are wanted at once, at most %d can be", ErrBudget, op.need<<frameShift, p.pinnable.Load()<<frameShift)
+		op.free()
+		r.leave()
+		return err
+	}
+	op.left.Store(1)
+	if p.waiting.Load() == 0 && p.reserveFor(op) {
+		p.start(op)
+	} else {
+		p.enqueue(op)
+	}
+	return nil
+}
+
+// start claims, joins or pins the op's pages with the frames and credits it
+// has reserved, submits the reads, and gives back what it did not need.
+func (p *Pager) start(op *waitOp) {
+	r := op.r
+	var frames, creds int64 = op.need, 0
+	if op.pin {
+		creds = op.need
+	}
+	first := op.ranges[0].first
+	b := newBatch()
+	for _, pr := range op.ranges {
+		for page := pr.first; page < pr.first+pr.n; page++ {
+			if r.draining.Load() {
+				op.fail(ErrClosed)
+				break
+			}
+			f, c := p.startPage(op, page, b)
+			frames -= f
+			creds -= c
+		}
+	}
+	if creds > 0 {
+		p.credits.give(first, creds, p.waiting.Load() != 0)
+	}
+	if frames > 0 {
+		p.w.giveFrames(frames)
+	}
+	if b.misses() {
+		p.predict(r, b)
+	}
+	p.submit(b)
+	op.pageDone() // the one that stood for this function; op may be gone now
+	if (creds > 0 || frames > 0) && p.waiting.Load() != 0 {
+		p.serveLine()
+	}
+	p.keepRoom()
+}
+
+// startPage does one page of start and returns the frames and credits used.
+func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int64) {
+	r, d := op.r, op.r.d
+	extra := flagTouched | flagWaited
+	if op.pin {
+		extra |= pinOne
+	}
+	for turn := 0; ; turn++ {
+		pw, w := d.look(page)
+		switch s := w & stateMask; {
+		case pw != nil && present(w):
+			if w&flagPrefetched != 0 {
+				r.firstTouch(pw, w, page)
+				continue
+			}
+			if !op.pin {
+				return 0, 0
+			}
+			if w&pinMask == pinMask {
+				op.fail(fmt.Errorf("%w: page %d has too many pins", ErrBusy, page))
+				return 0, 0
+			}
+			if !bare.Cas64(pw, w, (w+pinOne)|flagTouched) {
+				continue
+			}
+			op.obtained(page)
+			if w&pinMask == 0 {
+				return 0, r.fpp
+			}
+			return 0, 0
+
+		case s == stLoading || s == stInstalling:
+			op.left.Add(1)
+			v, joined, pinned0 := p.join(op.waiterFor(page))
+			if !joined {
+				op.left.Add(-1)
+				op.nw--
+				if v&pinMask == pinMask {
+					op.fail(fmt.Errorf("%w: page %d has too many pins", ErrBusy, page))
+					return 0, 0
+				}
+				continue
+			}
+			p.stats.joined.Add(1)
+			if v&flagPrefetched != 0 {
+				r.lateTouch(page)
+			}
+			if pinned0 {
+				return 0, r.fpp
+			}
+			return 0, 0
+
+		case s == stFailed:
+			p.settleFailed(r, page)
+
+		case s == stEvicting:
+			relaxGo(turn)
+
+		default: // Missing
+			pw, gen, ok := d.claim(page, extra)
+			if pw == nil {
+				op.fail(fmt.Errorf("%w: the page table is full", ErrBudget))
+				return 0, 0
+			}
+			if !ok {
+				continue
+			}
+			op.left.Add(1)
+			p.enlist(op.waiterFor(page))
+			p.stats.misses.Add(1)
+			b.add(r, page, gen, demand)
+			if v := bare.Load64(pw); uint32(v>>32) != gen {
+				p.settle(r, page) // the fault server was faster
+			}
+			if op.pin {
+				return r.fpp, r.fpp
+			}
+			return r.fpp, 0
+		}
+	}
+}
+
+// relaxGo waits for a bounded state in ordinary code.
+func relaxGo(turn int) {
+	if turn < 16 {
+		bare.Pause()
+		return
+	}
+	runtime.Gosched()
+}

@@ -1,0 +1,225 @@
+//go:build linux
+
+package pager
+
+import (
+	"bufio"
+	"fmt"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The budget
+//
+// Memory is counted in frames of 4 KiB. A frame is taken before a read is
+// submitted and goes with the page word from then on: whoever makes the word
+// Missing has the frame. free is the only counter, so resident and in-flight
+// pages cannot exceed the budget.
+//
+// reservePct of the frames can never be pinned or dirty. With that reserve
+// the fault server always finds a victim (clean and unpinned, or a read it can
+// cancel), and reads always progress.
+
+// unpinnable is how many frames of a budget can never be pinned or dirty.
+func unpinnable(frames int64) int64 {
+	if frames < 32 {
+		return (frames + 1) / 2
+	}
+	return max(16, frames/20)
+}
+
+// defaultBudget is the smaller of a quarter of the memory and half of the
+// cgroup's limit, in bytes.
+func defaultBudget() int64 {
+	var si unix.Sysinfo_t
+	b := int64(1 << 30)
+	if unix.Sysinfo(&si) == nil {
+		b = int64(uint64(si.Totalram) * uint64(si.Unit) / 4)
+	}
+	if l := CgroupLimit(); l > 0 {
+		b = min(b, l/2)
+	}
+	return max(b, MinBudget)
+}
+
+// CgroupLimit is the memory limit, in bytes, that the cgroups (v1 or v2) of
+// this process set; 0 if there is none or it cannot be read. A resident page
+// over that limit kills the process: the kernel does not refuse it.
+func CgroupLimit() int64 {
+	f, err := os.Open("/proc/self/cgroup")
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	limit := int64(math.MaxInt64)
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		p := strings.SplitN(sc.Text(), ":", 3)
+		if len(p) != 3 {
+			continue
+		}
+		var root, file string
+		switch {
+		case p[1] == "":
+			root, file = "/sys/fs/cgroup", "memory.max"
+		case strings.Contains(","+p[1]+",", ",memory,"):
+			root, file = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+		default:
+			continue
+		}
+		// A limit of any ancestor counts. In a container the path may be that
+		// of the host, so the root of the mount is tried as well.
+		for dir := p[2]; ; dir = dir[:strings.LastIndexByte(dir, '/')] {
+			b, err := os.ReadFile(root + dir + "/" + file)
+			if err == nil {
+				if v, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil {
+					limit = min(limit, v)
+				}
+			}
+			if !strings.Contains(dir, "/") {
+				break
+			}
+		}
+	}
+	if limit >= 1<<62 {
+		return 0
+	}
+	return limit
+}
+
+// machineMemory is the machine's memory in bytes, 0 if unknown.
+func machineMemory() int64 {
+	var si unix.Sysinfo_t
+	if unix.Sysinfo(&si) != nil {
+		return 0
+	}
+	return int64(uint64(si.Totalram) * uint64(si.Unit))
+}
+
+func checkBudget(bytes int64) error {
+	if bytes < MinBudget {
+		return fmt.Errorf("%w: a budget of %d bytes is below the minimum of %d", ErrBudget, bytes, MinBudget)
+	}
+	if m := machineMemory(); m > 0 && bytes > m {
+		return fmt.Errorf("%w: a budget of %d bytes is more than this machine's memory of %d bytes", ErrBudget, bytes, m)
+	}
+	return nil
+}
+
+// SetBudget changes the budget, in bytes. When it returns nil, what is
+// resident fits the new budget. It waits while pages leave (writing dirty ones
+// first); if pins keep it from succeeding for Options.StallLimit, the old
+// budget is restored and the error is ErrBudget. 0 and less are errors.
+func (p *Pager) SetBudget(bytes int64) error {
+	if p.closed.Load() {
+		return ErrClosed
+	}
+	if err := checkBudget(bytes); err != nil {
+		return err
+	}
+	p.budgetMu.Lock()
+	defer p.budgetMu.Unlock()
+	frames := bytes >> frameShift
+	if need := p.largestPage.Load() * 4; frames < need {
+		return fmt.Errorf("%w: a region with pages of %d bytes is mapped and needs four of them", ErrBudget, p.largestPage.Load()<<frameShift)
+	}
+	old := p.budget.Load()
+	p.resize(frames)
+	if frames >= old {
+		p.serveLine()
+		return nil
+	}
+	stall := time.Now()
+	last := load64(&p.w.free)
+	for load64(&p.w.free) < 0 || p.credits.left() < 0 {
+		if p.evictSome(max(1, -load64(&p.w.free))) == 0 {
+			p.flushForRoom()
+			time.Sleep(50 * time.Microsecond)
+		}
+		now := load64(&p.w.free)
+		if now > last {
+			stall = time.Now()
+		}
+		last = now
+		if time.Since(stall) > p.opt.StallLimit {
+			p.resize(old)
+			p.serveLine()
+			return fmt.Errorf("%w: %d frames are pinned or cannot be written", ErrBudget, -now)
+		}
+	}
+	return nil
+}
+
+// resize sets the budget without waiting. budgetMu is held (or p is new).
+func (p *Pager) resize(frames int64) {
+	old := p.budget.Swap(frames)
+	var oldLimit int64
+	if old > 0 {
+		oldLimit = old - unpinnable(old)
+	}
+	limit := frames - unpinnable(frames)
+	p.pinnable.Store(limit)
+	p.credits.setLimit(limit, limit-oldLimit)
+	batch := int64(p.opt.EvictBatch)
+	if batch == 0 {
+		batch = min(64, max(1, frames/16))
+	}
+	p.evictBatch.Store(min(batch, max(1, frames/4)))
+	low := int64(0)
+	if b := p.evictBatch.Load(); b > 1 {
+		low = b
+	}
+	bareStore64(&p.w.lowWater, low)
+	add64(&p.w.free, frames-old)
+	p.evictMu.Lock()
+	for _, d := range p.domains {
+		d.policy.SetCapacity(p.capacityOf(d))
+	}
+	p.evictMu.Unlock()
+}
+
+// reserve takes n frames for r, evicting if there are none. It does not wait
+// for anybody else: false means that nothing can leave now.
+func (p *Pager) reserve(r *Region, n int64) bool {
+	if m := r.maxFrames; m > 0 {
+		for tries := 0; load64(&r.d.resident)+n > m; tries++ {
+			if p.evictFrom(r.domain, max(n, min(p.evictBatch.Load(), m/8))) == 0 && tries > 2 {
+				return false
+			}
+		}
+	}
+	for tries := 0; !p.w.takeFrames(n); tries++ {
+		if p.evictSome(max(n, p.evictBatch.Load())) == 0 && tries > 2 {
+			return false
+		}
+	}
+	used := p.budget.Load() - load64(&p.w.free)
+	for {
+		m := p.peak.Load()
+		if used <= m || p.peak.CompareAndSwap(m, used) {
+			break
+		}
+	}
+	return true
+}
+
+// unreserve gives n frames back.
+func (p *Pager) unreserve(n int64) {
+	p.w.giveFrames(n)
+	if p.waiting.Load() != 0 {
+		p.serveLine()
+	}
+}
+
+// keepRoom evicts a batch when few frames are left, after a read has been
+// submitted and before anybody needs the room.
+func (p *Pager) keepRoom() {
+	if load64(&p.w.free) < p.w.lowWater {
+		p.evictSome(p.evictBatch.Load())
+	}
+}

@@ -1,0 +1,85 @@
+//go:build linux
+
+package pager
+
+import (
+	"math/bits"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// buffer is memory for one I/O: off the heap, page aligned, faulted in.
+type buffer struct {
+	mem  []byte
+	next *buffer
+}
+
+// bufferPool hands out I/O buffers of powers of two. The queue depths of the
+// pagers bound how many are out. Small ones share mappings and stay with the
+// process; large ones beyond bufferKeep idle bytes are unmapped.
+type bufferPool struct {
+	mu    sync.Mutex
+	free  [10]*buffer // 4 KiB … 2 MiB
+	idle  int64       // bytes on the free lists
+	bytes atomic.Int64
+}
+
+// bufs serves all pagers of the process.
+var bufs bufferPool
+
+const bufferKeep = 8 << 20
+
+func bufferClass(n int) int { return max(0, bits.Len(uint(n-1))-frameShift) }
+
+func (bp *bufferPool) get(n int) *buffer {
+	c := bufferClass(n)
+	bp.mu.Lock()
+	if b := bp.free[c]; b != nil {
+		bp.free[c] = b.next
+		bp.idle -= int64(len(b.mem))
+		bp.mu.Unlock()
+		return b
+	}
+	bp.mu.Unlock()
+	// Small ones come sixteen to a mapping, of which there may not be many.
+	size := FrameSize << c
+	count := max(1, 64<<10/size)
+	m, err := unix.MmapPtr(-1, 0, nil, uintptr(size*count), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		// No address space or no memory for a few KiB: nothing in this
+		// process will work any more.
+		panic("pager: no memory for an I/O buffer: " + err.Error())
+	}
+	bp.bytes.Add(int64(size * count))
+	var first *buffer
+	for i := count - 1; i >= 0; i-- {
+		b := &buffer{mem: unsafe.Slice((*byte)(unsafe.Add(m, i*size)), size)}
+		if i == 0 {
+			first = b
+		} else {
+			bp.put(b)
+		}
+	}
+	return first
+}
+
+func (bp *bufferPool) put(b *buffer) {
+	if b == nil {
+		return
+	}
+	c := bufferClass(len(b.mem))
+	bp.mu.Lock()
+	if len(b.mem) >= 64<<10 && bp.idle+int64(len(b.mem)) > bufferKeep {
+		bp.mu.Unlock()
+		bp.bytes.Add(-int64(len(b.mem)))
+		_ = unix.MunmapPtr(unsafe.Pointer(&b.mem[0]), uintptr(len(b.mem)))
+		return
+	}
+	b.next = bp.free[c]
+	bp.free[c] = b
+	bp.idle += int64(len(b.mem))
+	bp.mu.Unlock()
+}

@@ -1,0 +1,103 @@
+//go:build linux
+
+package pager
+
+import (
+	"sync/atomic"
+)
+
+// Pin credits
+//
+// A page that is pinned or dirty cannot leave, so at most Pinnable frames may
+// be in that state: the rest of the budget stays free for reads. Each frame
+// that is pinned (whatever the number of pins) or dirty costs one credit. A
+// global counter would be written by every Acquire that hits, on all cores:
+// instead credits lie in shards, chosen by page, and the global stock is
+// touched only when a shard runs out or over. The sum is exact at all times.
+const creditShards = 64
+
+type creditShard struct {
+	stock atomic.Int64
+	_     [56]byte
+}
+
+type credits struct {
+	global *atomic.Int64 // may be negative while the limit shrinks
+	batch  int64         // a shard holds at most about twice this
+	shard  [creditShards]creditShard
+}
+
+// setLimit changes the number of credits in the world by delta.
+func (c *credits) setLimit(limit, delta int64) {
+	c.batch = min(limit/(creditShards*8), 32)
+	c.gather()
+	c.global.Add(delta)
+}
+
+// gather moves all stocks to the global one.
+func (c *credits) gather() {
+	for i := range c.shard {
+		if s := &c.shard[i].stock; s.Load() > 0 {
+			c.global.Add(s.Swap(0))
+		}
+	}
+}
+
+// take takes n credits, or none and says false.
+func (c *credits) take(page uint64, n int64) bool {
+	s := &c.shard[page%creditShards].stock
+	for {
+		v := s.Load()
+		if v < n {
+			break
+		}
+		if s.CompareAndSwap(v, v-n) {
+			return true
+		}
+	}
+	if c.takeGlobal(n + c.batch) {
+		s.Add(c.batch)
+		return true
+	}
+	if c.takeGlobal(n) {
+		return true
+	}
+	c.gather()
+	return c.takeGlobal(n)
+}
+
+func (c *credits) takeGlobal(n int64) bool {
+	for {
+		v := c.global.Load()
+		if v < n {
+			return false
+		}
+		if c.global.CompareAndSwap(v, v-n) {
+			return true
+		}
+	}
+}
+
+// give returns n credits. somebody says that somebody waits for them: then
+// they go where he looks.
+func (c *credits) give(page uint64, n int64, somebody bool) {
+	if somebody {
+		c.global.Add(n)
+		return
+	}
+	s := &c.shard[page%creditShards].stock
+	if v := s.Add(n); v > 2*c.batch {
+		if v = s.Swap(0); v > 0 {
+			c.global.Add(v)
+		}
+	}
+}
+
+// left is the number of credits nobody has; a snapshot.
+func (c *credits) left() int64 {
+	n := c.global.Load()
+	for i := range c.shard {
+		n += c.shard[i].stock.Load()
+	}
+	return n
+}

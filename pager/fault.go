@@ -1,0 +1,495 @@
+//go:build linux
+
+package pager
+
+import (
+	"syscall"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// One fault
+//
+// decide runs in the signal handler of the thread that faulted. It resolves
+// what needs no I/O (a first write to a clean page), sends away what will
+// never work (closed, out of range, read-only), and lets the rest wait: parked
+// in place if possible, else as a blocked thread whose page is loaded by
+// serve, on a fault server. Neither has a P, takes a lock or allocates.
+
+// Reasons of our own for a fault that is delivered, beside errnos.
+const (
+	errnoClosed   = 1<<20 + iota // the region is closed
+	errnoRange                   // past the end of the region
+	errnoReadOnly                // a write to a read-only region
+	errnoTable                   // no page word left
+	errnoShrunk                  // the store is shorter than it was
+	errnoNoted                   // see Region.noteFault: errnoNoted + slot
+)
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func decide(f *coro.Fault) coro.Verdict {
+	d := descOf(f.Addr)
+	if d == nil || bare.Load32(&d.state) != descLive {
+		f.Errno = errnoClosed
+		return coro.Deliver
+	}
+	off := uint64(f.Addr - d.base)
+	if off >= bare.Load64(&d.length) {
+		f.Errno = errnoRange
+		return coro.Deliver
+	}
+	flags := bare.Load32(&d.flags)
+	if f.Access != coro.Read && flags&descReadOnly != 0 {
+		f.Errno = errnoReadOnly
+		return coro.Deliver
+	}
+	page := off >> d.shift
+	if f.Access == coro.WriteProtected {
+		return decideWrite(f, d, page, flags)
+	}
+	pw, w := d.look(page)
+	if pw != nil {
+		if present(w) {
+			return coro.Retry // it came while we got here
+		}
+		if bounded(w) {
+			relax(64)
+			return coro.Retry
+		}
+	}
+	return waitVerdict(f, flags)
+}
+
+//go:nosplit
+//go:norace
+func waitVerdict(f *coro.Fault, flags uint32) coro.Verdict {
+	if flags&descRestart != 0 {
+		f.Errno = coro.ErrnoRestart
+		return coro.Deliver
+	}
+	if flags&descRaw != 0 {
+		return coro.Wait
+	}
+	return coro.WaitGo
+}
+
+// decideWrite: a store to a page that is there, write-protected.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict {
+	for {
+		pw, w := d.look(page)
+		if pw == nil {
+			return coro.Retry
+		}
+		switch w & stateMask {
+		case stResident, stWriting:
+			if unlockPage(d, pw, w, page) {
+				return coro.Retry
+			}
+			if bare.Load64(pw) != w {
+				continue
+			}
+			// No credit: something must be written first.
+			return waitVerdict(f, flags)
+		default:
+			relax(64)
+			return coro.Retry
+		}
+	}
+}
+
+// unlockPage makes a clean page writable and Dirty, or a page that is being
+// written writable again. w is what its word was. false: the word has changed,
+// or there is no credit for one more dirty page.
+//
+// The order matters twice: the dirty bit is set before the page can be written
+// to, so that a Sync that begins after a store cannot overlook it; and the
+// state is Unlocking, which nobody else leaves, until the protection is off,
+// so that a late unprotect never hits a page that is clean again.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func unlockPage(d *desc, pw *word, w word, page uint64) bool {
+	if w&stateMask == stWriting && w&flagRedirtied != 0 {
+		return true
+	}
+	fresh := w&stateMask == stResident
+	if fresh && !d.words.takeDirty(d.framesPerPage()) {
+		return false
+	}
+	n := w&^stateMask | stUnlocking | flagTouched
+	if !fresh {
+		n |= flagHeld
+	}
+	if !bare.Cas64(pw, w, n) {
+		if fresh {
+			d.words.giveDirty(d.framesPerPage())
+		}
+		return false
+	}
+	d.markDirty(page)
+	protectRange(d.addr(page), d.pageSize(), false)
+	if fresh {
+		add64(&d.dirty, d.framesPerPage())
+		setState(pw, stUnlocking, stDirty, flagPrefetched, 0)
+	} else {
+		setState(pw, stUnlocking, stWriting, flagHeld, flagRedirtied)
+	}
+	return true
+}
+
+// markDirty sets the page's bit in its leaf.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) markDirty(page uint64) {
+	leaf := uint32(bare.Load64(d.dirEntry(page))) & dirLeafMask
+	bare.Or64(&metaOf(leaf).dirty, 1<<(page&(leafPages-1)))
+}
+
+// takeDirty takes credits for frames that become dirty: only the global stock
+// can be reached from here, which is why shards keep little.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) takeDirty(n int64) bool {
+	p := (*uint64)(unsafe.Pointer(&w.credits))
+	for {
+		v := bare.Load64(p)
+		if int64(v) < n {
+			return false
+		}
+		if bare.Cas64(p, v, v-uint64(n)) {
+			add64(&w.dirty, n)
+			return true
+		}
+	}
+}
+
+//go:nosplit
+//go:norace
+func (w *pagerWords) giveDirty(n int64) {
+	add64(&w.credits, n)
+	add64(&w.dirty, -n)
+}
+
+// enterServer keeps the region from being closed under the server's feet.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func enterServer(addr uintptr) *desc {
+	d := descOf(addr)
+	if d == nil {
+		return nil
+	}
+	bare.Add32(&d.users, 1)
+	if bare.Load32(&d.state) != descLive || descOf(addr) != d {
+		bare.Add32(&d.users, ^uint32(0))
+		return nil
+	}
+	return d
+}
+
+// serverBuffer is where a fault server reads to: one for each page size that
+// fits, on the server's own account.
+type serverBuffer struct {
+	busy uint32
+	_    [60]byte
+}
+
+const serverBuffers = 16
+
+var (
+	srvBusy [serverBuffers]serverBuffer
+	srvMem  unsafe.Pointer // serverBuffers × MaxPageSize of address space
+)
+
+// takeServerBuffer never fails for long: there are as many as servers.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func takeServerBuffer() (i uintptr, mem unsafe.Pointer) {
+	for turn := 0; ; turn++ {
+		for i = 0; i < serverBuffers; i++ {
+			b := (*serverBuffer)(unsafe.Add(unsafe.Pointer(&srvBusy), i*unsafe.Sizeof(serverBuffer{})))
+			if bare.Cas32(&b.busy, 0, 1) {
+				return i, unsafe.Add(srvMem, i*MaxPageSize)
+			}
+		}
+		relax(turn)
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func giveServerBuffer(i uintptr) {
+	bare.Store32((*uint32)(unsafe.Add(unsafe.Pointer(&srvBusy), i*unsafe.Sizeof(serverBuffer{}))), 0)
+}
+
+// serve makes the page of f available without Go. It runs on a fault server.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func serve(f *coro.Fault) (errno uintptr) {
+	d := enterServer(f.Addr)
+	if d == nil {
+		return errnoClosed
+	}
+	page := uint64(f.Addr-d.base) >> d.shift
+	if f.Access == coro.WriteProtected {
+		errno = serveWrite(d, page)
+	} else {
+		errno = serveRead(d, page)
+	}
+	bare.Add32(&d.users, ^uint32(0))
+	return errno
+}
+
+// patience is how long a server leaves a page to its ordinary owner before it
+// takes over: ordinary reads are much faster, unless the world stands still.
+const (
+	patience     = 40
+	patienceNap  = 25_000 // ns
+	patienceOneP = 2
+)
+
+var serverPatience uint32 = patience
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func serveRead(d *desc, page uint64) (errno uintptr) {
+	for turn := 0; ; turn++ {
+		if page<<d.shift >= bare.Load64(&d.length) {
+			return errnoRange
+		}
+		pw, w := d.look(page)
+		s := w & stateMask
+		switch {
+		case pw != nil && present(w):
+			return 0
+		case pw != nil && bounded(w):
+			relax(turn)
+			continue
+		case s == stLoading || s == stFailed:
+			if s == stLoading && uint32(turn) < bare.Load32(&serverPatience) {
+				bare.FutexWait(&napWord, 0, patienceNap)
+				continue
+			}
+			// Take over: the frame comes with the page. Its owner finds
+			// another generation when he comes back.
+			n := (w+genOne)&^stateMask | stLoading
+			if !bare.Cas64(pw, w, n) {
+				continue
+			}
+			return fillPage(d, pw, page, uint32(n>>32))
+		}
+		if !stealFrames(d, d.framesPerPage(), page) {
+			// Everything is on its way in or out, or being pinned: soon over.
+			bare.FutexWait(&napWord, 0, patienceNap)
+			continue
+		}
+		pw, gen, ok := d.claim(page, flagTouched)
+		if !ok {
+			d.words.giveFrames(d.framesPerPage())
+			if pw == nil {
+				return errnoTable
+			}
+			continue
+		}
+		return fillPage(d, pw, page, gen)
+	}
+}
+
+var napWord uint32 // never changes: a futex to sleep on
+
+// fillPage reads and maps a page in state Loading of generation gen, which is
+// the caller's.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func fillPage(d *desc, pw *word, page uint64, gen uint32) (errno uintptr) {
+	i, mem := takeServerBuffer()
+	src := mem
+	size := d.pageSize()
+	off := page << d.shift
+	stored := bare.Load64(&d.stored)
+	n := size
+	if off >= stored {
+		n = 0
+	} else if stored-off < uint64(size) {
+		n = uintptr(stored - off)
+	}
+	if d.mem != nil && n == size {
+		src = unsafe.Add(d.mem, off)
+	} else if d.mem != nil {
+		bare.Copy(mem, unsafe.Add(d.mem, off), n)
+	} else if n > 0 {
+		errno = preadFull(int(d.fd), mem, size, n, d.fdOff+off)
+	}
+	if errno == 0 {
+		if n < size {
+			bare.Zero(unsafe.Add(mem, n), size-n)
+		}
+		if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
+			// Somebody took it over in turn; the instruction tries again.
+			giveServerBuffer(i)
+			return 0
+		}
+		errno = mapPages(d.addr(page), src, size, true)
+		if errno == 0 {
+			old, _ := setState(pw, stInstalling, stResident, flagWaited, 0)
+			giveServerBuffer(i)
+			add64((*int64)(unsafe.Pointer(&d.words.served)), 1)
+			add64((*int64)(unsafe.Pointer(&d.misses)), 1)
+			add64((*int64)(unsafe.Pointer(&d.words.srvRead)), int64(n))
+			low := load64(&d.words.free) < load64(&d.words.lowWater)
+			d.words.notify(noticeLoaded, d.index, page, old&flagWaited != 0 || low || bare.Load32(&d.flags)&descNotices != 0)
+			return 0
+		}
+		setState(pw, stInstalling, stLoading, 0, 0)
+	}
+	giveServerBuffer(i)
+	// It failed. Who waits in the ordinary way is told by the housekeeper.
+	for {
+		w := bare.Load64(pw)
+		if w&stateMask != stLoading || uint32(w>>32) != gen {
+			return errno
+		}
+		if w&(flagWaited|pinMask) != 0 {
+			if bare.Cas64(pw, w, w&^stateMask|stFailed) {
+				d.words.notify(noticeFailed, d.index, page, true)
+				return errno
+			}
+			continue
+		}
+		if bare.Cas64(pw, w, w&genMask) {
+			add64(&d.resident, -d.framesPerPage())
+			d.drop(page)
+			d.words.giveFrames(d.framesPerPage())
+			return errno
+		}
+	}
+}
+
+// preadFull reads size bytes (whole pages, as O_DIRECT wants) of which the
+// store must have at least need.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func preadFull(fd int, mem unsafe.Pointer, size, need uintptr, off uint64) (errno uintptr) {
+	got := uintptr(0)
+	for got < need {
+		n, e := bare.Syscall(syscall.SYS_PREAD64, uintptr(fd), uintptr(mem)+got, size-got, uintptr(off)+got, 0, 0)
+		if e == uintptr(syscall.EINTR) {
+			continue
+		}
+		if e != 0 {
+			return e
+		}
+		if n == 0 {
+			return errnoShrunk
+		}
+		got += n
+	}
+	return 0
+}
+
+// stealFrames takes n frames for page: free ones, or those of clean unpinned
+// pages, or those of reads that nobody waits for.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func stealFrames(d *desc, n int64, page uint64) bool {
+	w := d.words
+	for tries := 0; tries < 4; tries++ {
+		if w.takeFrames(n) {
+			return true
+		}
+		if !stealOne(w, tries > 0) && tries > 1 {
+			break
+		}
+	}
+	return w.takeFrames(n)
+}
+
+// stealOne frees the frames of one page of the pager with words w.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func stealOne(words *pagerWords, cancel bool) bool {
+	used := bare.Load32(&sp.leafUsed)
+	for i := uint32(0); i <= used+1; i++ {
+		h := bare.Add32(&words.hand, 1) % (used + 1)
+		if h == 0 {
+			continue
+		}
+		m := metaOf(h)
+		di := bare.Load32(&m.desc)
+		if di == 0 {
+			continue
+		}
+		d := (*desc)(unsafe.Add(sp.descs, uintptr(di)*unsafe.Sizeof(desc{})))
+		if d.words != words || bare.Load32(&d.state) != descLive {
+			continue
+		}
+		if stealFrom(d, bare.Load64(&m.group)<<leafShift, cancel) {
+			return true
+		}
+	}
+	return false
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func stealFrom(d *desc, first uint64, cancel bool) bool {
+	for page := first; page < first+leafPages; page++ {
+		pw, w := d.look(page)
+		if pw == nil {
+			return false
+		}
+		if w&pinMask != 0 {
+			continue
+		}
+		switch {
+		case w&stateMask == stResident:
+			if !bare.Cas64(pw, w, w&^stateMask|stEvicting) {
+				continue
+			}
+			unmapRange(d.addr(page), d.pageSize())
+			d.vacate(pw, page)
+		case cancel && w&stateMask == stLoading && w&flagWaited == 0:
+			// A prefetch: its owner will find that it is not his any more.
+			if !bare.Cas64(pw, w, w&genMask) {
+				continue
+			}
+			add64(&d.resident, -d.framesPerPage())
+			d.drop(page)
+		default:
+			continue
+		}
+		add64((*int64)(unsafe.Pointer(&d.words.stolen)), 1)
+		d.words.giveFrames(d.framesPerPage())
+		return true
+	}
+	return false
+}

@@ -1,0 +1,243 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/prefetch"
+)
+
+// The pager's goroutines
+//
+//	reaper       sleeps on the engine's eventfd and runs completions
+//	housekeeper  does what P-less code cannot: tells policies of the pages the
+//	             fault server loaded, wakes their waiters, keeps room; and
+//	             looks at the clock (stalls, wedges, flushing)
+//	parker       one for the process: starts the reads of parked goroutines
+//
+// Their number does not grow with anything. None of them touches the memory of
+// a region.
+
+func now() time.Time { return time.Now() }
+
+func (p *Pager) reap() {
+	defer p.wg.Done()
+	for {
+		for p.engine.Reap(8) > 0 {
+		}
+		if err := p.engine.Wait(context.Background()); err != nil {
+			return
+		}
+	}
+}
+
+// reapSome runs completions that are there already.
+func (p *Pager) reapSome(n int) { p.engine.Reap(n) }
+
+// tick is how often the housekeeper looks at the clock.
+const tick = 50 * time.Millisecond
+
+func (p *Pager) housekeep() {
+	defer p.wg.Done()
+	timer := time.NewTicker(tick)
+	defer timer.Stop()
+	for {
+		p.readNotices()
+		p.keepRoom()
+		if p.waiting.Load() != 0 {
+			p.breakStall()
+		}
+		p.flushTick()
+		if p.stop.Load() {
+			return
+		}
+		bare.Store32(&p.w.sleeping, 1)
+		if bare.Load64(&p.w.noticeTail) != bare.Load64(&p.w.noticeHead) {
+			// It came before the flag was seen.
+			bare.Store32(&p.w.sleeping, 0)
+			continue
+		}
+		if p.idle() {
+			// Nothing is going on: no clock to look at.
+			p.waitWake(0)
+		} else {
+			p.waitWake(tick)
+		}
+		bare.Store32(&p.w.sleeping, 0)
+	}
+}
+
+// waitWake sleeps until P-less or ordinary code calls wake, or for d (0: no
+// limit).
+func (p *Pager) waitWake(d time.Duration) {
+	var dl time.Time
+	if d > 0 {
+		dl = time.Now().Add(d)
+	}
+	_ = p.wakeFile.SetReadDeadline(dl)
+	var b [8]byte
+	_, _ = p.wakeFile.Read(b[:])
+}
+
+// idle: nobody waits and nothing is dirty, so that no clock is needed.
+func (p *Pager) idle() bool {
+	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0
+}
+
+// rouse wakes the housekeeper from ordinary code.
+func (p *Pager) rouse() {
+	bare.Store32(&p.w.sleeping, 0)
+	eventfdSignal(p.w.wakeFD)
+}
+
+// readNotices does what P-less code has asked for.
+func (p *Pager) readNotices() {
+	w := p.w
+	for {
+		h := bare.Load64(&w.noticeHead)
+		if h == bare.Load64(&w.noticeTail) {
+			break
+		}
+		s := &w.notices[h%noticeSlots]
+		v := bare.Load64(s)
+		for turn := 0; v == 0; turn++ { // its writer is between the two steps
+			relaxGo(turn)
+			v = bare.Load64(s)
+		}
+		bare.Store64(s, 0)
+		bare.Store64(&w.noticeHead, h+1)
+		p.notice(v)
+	}
+	if bare.Xchg32(&w.noticeLost, 0) != 0 {
+		p.reconcile()
+	}
+}
+
+func (p *Pager) notice(v uint64) {
+	page := v & (1<<noticePageBits - 1)
+	d := descAt(uint32(v >> noticePageBits & (1<<noticeDescBits - 1)))
+	r := regionOf(d)
+	if r == nil || r.p != p || !r.enterFault() {
+		return
+	}
+	defer r.leave()
+	switch v >> 60 {
+	case noticeLoaded:
+		p.evictMu.Lock()
+		if _, w := d.look(page); present(w) {
+			r.domain.policy.Install(pageKey(d, page), evict.Demand)
+		}
+		p.evictMu.Unlock()
+		p.settle(r, page)
+		r.observe(prefetch.Event{Kind: prefetch.Miss, Page: int64(page)}, true)
+		p.pumpNow()
+	case noticeFailed:
+		p.settleFailed(r, page)
+	}
+	p.keepRoom()
+}
+
+// reconcile makes good for lost notices: every page that is resident is known
+// to its policy, every waiter of a page that is there is woken.
+func (p *Pager) reconcile() {
+	for _, r := range p.regionList() {
+		if !r.enterFault() {
+			continue
+		}
+		r.eachPage(func(page uint64, w word) {
+			switch {
+			case present(w):
+				p.evictMu.Lock()
+				r.domain.policy.Install(pageKey(r.d, page), evict.Reprieve)
+				p.evictMu.Unlock()
+				p.settle(r, page)
+			case w&stateMask == stFailed:
+				p.settleFailed(r, page)
+			}
+		})
+		r.leave()
+	}
+}
+
+// settleFailed reads a page again that the fault server could not read and
+// that has waiters; if it fails again, they get the error.
+func (p *Pager) settleFailed(r *Region, page uint64) {
+	for {
+		pw, w := r.d.look(page)
+		if pw == nil || w&stateMask != stFailed {
+			return
+		}
+		n := (w+genOne)&^stateMask | stLoading
+		if bare.Cas64(pw, w, n) {
+			b := newBatch()
+			b.add(r, page, uint32(n>>32), demand)
+			p.submit(b)
+			return
+		}
+	}
+}
+
+// parker starts the reads of goroutines that are parked in place. There is one
+// for the process.
+func parker() {
+	var buf []coro.Parked
+	for {
+		buf = coro.NextParked(buf[:0])
+		for _, pk := range buf {
+			startParked(pk)
+		}
+	}
+}
+
+func startParked(pk coro.Parked) {
+	r := regionAt(pk.Addr)
+	if r == nil || !r.enterFault() {
+		pk.Resume(errnoClosed)
+		return
+	}
+	off := uint64(pk.Addr) - uint64(r.d.base)
+	if off >= bare.Load64(&r.d.length) {
+		r.leave()
+		pk.Resume(errnoRange)
+		return
+	}
+	page := off >> r.shift
+	if pk.Access == coro.WriteProtected {
+		r.startParkedWrite(pk, page)
+		return
+	}
+	r.startParkedRead(pk, page)
+}
+
+func (r *Region) startParkedRead(pk coro.Parked, page uint64) {
+	op := newOp(r)
+	op.isPark, op.parked = true, pk
+	op.one[0] = pageRange{page, 1}
+	op.ranges = op.one[:]
+	if err := r.p.begin(op); err != nil {
+		pk.Resume(r.noteFault(err))
+	}
+}
+
+// noteFault makes an errno for the trap from an error, so that FaultOf finds
+// the error again.
+func (r *Region) noteFault(err error) uintptr {
+	if errors.Is(err, ErrClosed) {
+		return errnoClosed
+	}
+	var no unix.Errno
+	if errors.As(err, &no) {
+		return uintptr(no)
+	}
+	i := notedNext.Add(1) % uint64(len(noted))
+	noted[i].Store(&err)
+	return errnoNoted + uintptr(i)
+}

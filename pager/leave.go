@@ -1,0 +1,302 @@
+//go:build linux
+
+package pager
+
+import (
+	"math/rand/v2"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/uffd"
+)
+
+// Eviction
+//
+// Clean pages leave in batches, because one system call, and one interruption
+// of the other cores to flush their TLBs, then serves 64 pages. The policy
+// offers candidates; take judges them by their words without changing them;
+// zapBatch then makes the transition of the whole batch without a safe-point.
+// A page that was pinned or written in between stays and goes back to the
+// policy.
+
+// domain is a set of pages under one policy: all regions without one of their
+// own, or one region.
+type domain struct {
+	policy evict.Policy
+	region *Region // nil: shared
+}
+
+func pageKey(d *desc, page uint64) evict.Page {
+	return evict.Page(uint64(d.index)<<noticePageBits | page)
+}
+
+func splitKey(k evict.Page) (d *desc, page uint64) {
+	return descAt(uint32(k >> noticePageBits)), uint64(k) & (1<<noticePageBits - 1)
+}
+
+const maxEvictBatch = 256
+
+// zapEntry is one page of an eviction batch.
+type zapEntry struct {
+	d    *desc
+	page uint64
+	seen word // the word when it was judged
+	ok   bool // out: it left
+}
+
+// evictState is what evicting needs; evictMu guards it.
+type evictState struct {
+	batch  [maxEvictBatch]zapEntry
+	n      int
+	want   int64 // frames still wanted
+	dirty  int   // dirty pages met
+	ranges [maxEvictBatch]uffd.Range
+	take   func(evict.Page) evict.Verdict // takeVictim as a value, made once
+	unused int64
+}
+
+// takeVictim judges a candidate. evictMu is held.
+func (p *Pager) takeVictim(k evict.Page) evict.Verdict {
+	d, page := splitKey(k)
+	if bare.Load32(&d.state) == descFree || d.words != p.w {
+		return evict.Unknown
+	}
+	pw, w := d.look(page)
+	if pw == nil {
+		return evict.Unknown
+	}
+	switch w & stateMask {
+	case stMissing, stLoading, stInstalling, stFailed, stEvicting:
+		return evict.Unknown // a load that is under way installs it anew
+	case stResident:
+	default:
+		p.ev.dirty++
+		return evict.Busy
+	}
+	if w&pinMask != 0 {
+		return evict.Busy
+	}
+	if w&flagTouched != 0 && bare.Cas64(pw, w, w&^flagTouched) {
+		return evict.Touched
+	}
+	if p.ev.n == maxEvictBatch {
+		return evict.Busy
+	}
+	if min := bare.Load64((*uint64)(unsafe.Pointer(&d.minResident))); min != 0 && uint64(load64(&d.resident)) <= min+uint64(p.ev.taken(d)) {
+		return evict.Busy
+	}
+	p.ev.batch[p.ev.n] = zapEntry{d: d, page: page, seen: bare.Load64(pw)}
+	if s := p.ev.batch[p.ev.n].seen; s&stateMask != stResident || s&(pinMask|flagTouched) != 0 {
+		return evict.Busy
+	}
+	p.ev.n++
+	return evict.Gone
+}
+
+// taken is how many frames of d are in the batch.
+func (ev *evictState) taken(d *desc) (frames int64) {
+	for i := range ev.batch[:ev.n] {
+		if ev.batch[i].d == d {
+			frames += d.framesPerPage()
+		}
+	}
+	return frames
+}
+
+// evictSome makes about n frames free and returns how many it made. It picks
+// the domain at random, weighed by what each has resident, which is what one
+// queue over all of them would do.
+func (p *Pager) evictSome(n int64) int64 {
+	p.evictMu.Lock()
+	defer p.evictMu.Unlock()
+	var total int
+	for _, dm := range p.domains {
+		total += dm.policy.Len()
+	}
+	start := 0
+	if len(p.domains) > 1 && total > 0 {
+		x := rand.IntN(total)
+		for i, dm := range p.domains {
+			if x -= dm.policy.Len(); x < 0 {
+				start = i
+				break
+			}
+		}
+	}
+	p.ev.dirty = 0
+	var freed int64
+	for i := range p.domains {
+		if freed += p.evictDomain(p.domains[(start+i)%len(p.domains)], n-freed); freed >= n {
+			break
+		}
+	}
+	if freed == 0 && p.ev.dirty > 0 {
+		p.wakeFlusher()
+	}
+	return freed
+}
+
+// evictFrom makes about n frames free within one domain.
+func (p *Pager) evictFrom(dm *domain, n int64) int64 {
+	p.evictMu.Lock()
+	defer p.evictMu.Unlock()
+	return p.evictDomain(dm, n)
+}
+
+// evictDomain does it. evictMu is held.
+func (p *Pager) evictDomain(dm *domain, n int64) (freed int64) {
+	for n > freed {
+		p.ev.n = 0
+		pages := int((n - freed + p.framesOf(dm) - 1) / p.framesOf(dm))
+		dm.policy.Evict(min(pages, maxEvictBatch), p.ev.take)
+		if p.ev.n == 0 {
+			break
+		}
+		got := p.zap(dm)
+		freed += got
+		if got == 0 {
+			break
+		}
+	}
+	return freed
+}
+
+// framesOf is the size of a page of the domain, in frames; for the shared one
+// the smallest possible.
+func (p *Pager) framesOf(dm *domain) int64 {
+	if dm.region != nil {
+		return dm.region.fpp
+	}
+	return 1
+}
+
+// zap unmaps the batch. evictMu is held.
+func (p *Pager) zap(dm *domain) (freed int64) {
+	ev := &p.ev
+	frames := zapBatch(&ev.batch[0], ev.n, &ev.ranges[0])
+	left := 0
+	for i := range ev.batch[:ev.n] {
+		e := &ev.batch[i]
+		if !e.ok {
+			dm.policy.Install(pageKey(e.d, e.page), evict.Reprieve)
+			continue
+		}
+		left++
+		if e.seen&flagPrefetched != 0 {
+			p.stats.aheadUnused.Add(1)
+			if r := regionOf(e.d); r != nil {
+				r.ahead.unused.Add(1)
+			}
+		}
+	}
+	if left > 0 {
+		p.stats.evictions.Add(int64(left))
+		p.stats.evictBatches.Add(1)
+		p.w.giveFrames(frames)
+		p.event(func(l *EventListener) {
+			if l.Evicted != nil {
+				l.Evicted(left)
+			}
+		})
+	}
+	return frames
+}
+
+// zapBatch takes the batch from Resident to Missing: mark, unmap all with one
+// system call, release. Entries whose word has changed since they were judged
+// stay. It returns the frames that became free, which are the caller's. From
+// the first mark to the last release there is no safe-point.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames int64) {
+	k := 0
+	for i := 0; i < n; i++ {
+		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
+		pw, w := e.d.look(e.page)
+		if pw == nil || w != e.seen || !bare.Cas64(pw, w, w&^stateMask|stEvicting) {
+			continue
+		}
+		e.ok = true
+		r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k)*unsafe.Sizeof(uffd.Range{})))
+		r.Addr, r.Len = e.d.addr(e.page), e.d.pageSize()
+		k++
+	}
+	if k == 0 {
+		return 0
+	}
+	uffd.RawZap(ranges, k)
+	k = 0
+	for i := 0; i < n; i++ {
+		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
+		if !e.ok {
+			continue
+		}
+		frames += e.d.framesPerPage()
+		pw, _ := e.d.look(e.page)
+		if e.d.vacate(pw, e.page) && spanTake(e.d, e.page) {
+			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k)*unsafe.Sizeof(uffd.Range{})))
+			r.Addr, r.Len = e.d.addr(e.page)&^(granule-1), granule
+			k++
+		}
+	}
+	if k > 0 {
+		// Empty spans: their page tables go back to the kernel.
+		uffd.RawZap(ranges, k)
+		for i := 0; i < k; i++ {
+			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(i)*unsafe.Sizeof(uffd.Range{})))
+			spanGive(r.Addr)
+		}
+	}
+	return frames
+}
+
+// spanTake keeps everybody out of an empty span.
+//
+//go:nosplit
+//go:norace
+func spanTake(d *desc, page uint64) bool {
+	return bare.Cas32(d.spanWord(page), 0, spanFreeing)
+}
+
+// spanGive lets them in again.
+//
+//go:nosplit
+//go:norace
+func spanGive(addr uintptr) {
+	d := descOf(addr)
+	bare.Store32(d.spanWord(uint64(addr-d.base)>>d.shift), 0)
+}
+
+// noteInstalled tells the policy of pages that became resident.
+func (p *Pager) noteInstalled(r *Region, first uint64, res []installResult, why evict.Reason) {
+	p.evictMu.Lock()
+	for j := range res {
+		if res[j].code == installDone {
+			r.domain.policy.Install(pageKey(r.d, first+uint64(j)), why)
+		}
+	}
+	p.evictMu.Unlock()
+}
+
+// capacityOf is what a domain's policy is told of the budget, in pages.
+func (p *Pager) capacityOf(dm *domain) int {
+	f := p.budget.Load()
+	if r := dm.region; r != nil {
+		if r.maxFrames > 0 {
+			f = min(f, r.maxFrames)
+		}
+		f /= r.fpp
+	}
+	return int(max(1, f))
+}
+
+// regionOf is the region of a live descriptor, nil if it is gone.
+func regionOf(d *desc) *Region {
+	if r, ok := sp.regions.Load(d.index); ok {
+		return r.(*Region)
+	}
+	return nil
+}

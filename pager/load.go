@@ -1,0 +1,370 @@
+//go:build linux
+
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/evict"
+)
+
+// Reading pages
+//
+// The requester claims pages into a batch and submits it himself: no other
+// goroutine, and so no other core, has to wake for a read to start. A load is
+// one I/O over consecutive pages. At most Options.QueueDepth loads are with
+// the store; the rest wait in two queues, demand before prefetch, without
+// buffers. Completions run on whichever goroutine reaps.
+const (
+	demand = iota
+	ahead  // prefetch: nobody waits yet
+
+	maxRun   = 1 << 20 // bytes of one read
+	groupMax = 16      // pages installed with one COPY
+)
+
+// load is one read of consecutive claimed pages.
+type load struct {
+	op    aio.Op
+	next  *load
+	r     *Region
+	first uint64
+	gens  []uint32 // generation of each page's claim
+	kind  int
+	begun time.Time
+	buf   *buffer
+	gen0  [1]uint32
+}
+
+var loadPool = sync.Pool{New: func() any { return new(load) }}
+
+// batch is what one request is about to submit.
+type batch struct {
+	loads []*load
+	ops   []*aio.Op
+	first uint64 // the first page that missed, for predict
+	count int    // pages that missed
+}
+
+var batchPool = sync.Pool{New: func() any { return new(batch) }}
+
+func newBatch() *batch { return batchPool.Get().(*batch) }
+
+func (b *batch) free() {
+	clear(b.loads)
+	clear(b.ops)
+	b.loads, b.ops, b.count = b.loads[:0], b.ops[:0], 0
+	batchPool.Put(b)
+}
+
+func (b *batch) misses() bool { return b.count > 0 }
+
+// add appends a claimed page, to the last load if it is its neighbour.
+func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
+	if kind == demand {
+		if b.count == 0 {
+			b.first = page
+		}
+		b.count++
+	}
+	if k := len(b.loads) - 1; k >= 0 {
+		l := b.loads[k]
+		n := uint64(len(l.gens))
+		if l.r == r && l.kind == kind && l.first+n == page && (n+1)<<r.shift <= maxRun && !r.zeroPage(page) {
+			l.gens = append(l.gens, gen)
+			return
+		}
+	}
+	l := loadPool.Get().(*load)
+	l.r, l.first, l.kind = r, page, kind
+	l.gen0[0] = gen
+	l.gens = l.gen0[:1]
+	b.loads = append(b.loads, l)
+}
+
+// zeroPage: the store has nothing of this page; it reads as zeros without I/O.
+func (r *Region) zeroPage(page uint64) bool {
+	return page<<r.shift >= bare.Load64(&r.d.stored)
+}
+
+// submit starts the batch's reads and frees the batch.
+func (p *Pager) submit(b *batch) {
+	for _, l := range b.loads {
+		l.begun = time.Now()
+		p.launch(l, b)
+	}
+	p.flushBatch(b)
+	b.free()
+	// Whatever has finished meanwhile is taken along: it saves its reaper a
+	// wake-up, and costs no system call when there is nothing.
+	p.reapSome(8)
+}
+
+// launch makes l ready to go with b, or queues it while the queue depth is
+// used up.
+func (p *Pager) launch(l *load, b *batch) {
+	if p.inflight.Add(1) > int32(p.opt.QueueDepth) {
+		p.inflight.Add(-1)
+		q := &p.queue
+		q.mu.Lock()
+		q.push(l)
+		q.mu.Unlock()
+		// A completion between the count and the push did not see it.
+		p.unqueue(b)
+		return
+	}
+	p.ready(l, b)
+}
+
+// ready gives l its buffer and puts its op into b.
+func (p *Pager) ready(l *load, b *batch) {
+	n := len(l.gens) << l.r.shift
+	l.buf = bufs.get(n)
+	l.op = aio.Op{Code: aio.Read, Off: int64(l.first << l.r.shift), Buf: l.buf.mem[:n], Done: loadDone, Arg: l}
+	b.ops = append(b.ops, &l.op)
+}
+
+// flushBatch hands b's ops to their stores. Ops of one region are together.
+func (p *Pager) flushBatch(b *batch) {
+	for i := 0; i < len(b.ops); {
+		r := b.ops[i].Arg.(*load).r
+		if l := b.ops[i].Arg.(*load); r.zeroPage(l.first) {
+			clear(l.op.Buf)
+			l.op.N = len(l.op.Buf)
+			b.ops[i] = nil
+			i++
+			p.finish(l, nil)
+			continue
+		}
+		k := i + 1
+		for k < len(b.ops) && b.ops[k].Arg.(*load).r == r && !r.zeroPage(b.ops[k].Arg.(*load).first) {
+			k++
+		}
+		r.store.Start(p.engine, b.ops[i:k])
+		i = k
+	}
+	clear(b.ops)
+	b.ops = b.ops[:0]
+}
+
+// loadQueue holds loads over the queue depth.
+type loadQueue struct {
+	mu         sync.Mutex
+	head, tail [2]*load
+	n          [2]int
+}
+
+func (q *loadQueue) push(l *load) {
+	k := l.kind
+	l.next = nil
+	if q.tail[k] == nil {
+		q.head[k] = l
+	} else {
+		q.tail[k].next = l
+	}
+	q.tail[k] = l
+	q.n[k]++
+}
+
+func (q *loadQueue) pop() *load {
+	for k := range q.head {
+		if l := q.head[k]; l != nil {
+			q.head[k] = l.next
+			if l.next == nil {
+				q.tail[k] = nil
+			}
+			q.n[k]--
+			return l
+		}
+	}
+	return nil
+}
+
+// unqueue moves queued loads into b as far as the queue depth allows.
+func (p *Pager) unqueue(b *batch) {
+	q := &p.queue
+	for {
+		q.mu.Lock()
+		if q.n[demand]+q.n[ahead] == 0 {
+			q.mu.Unlock()
+			return
+		}
+		if p.inflight.Add(1) > int32(p.opt.QueueDepth) {
+			p.inflight.Add(-1)
+			q.mu.Unlock()
+			return
+		}
+		l := q.pop()
+		q.mu.Unlock()
+		p.ready(l, b)
+	}
+}
+
+// loadDone is the Done of every read.
+func loadDone(op *aio.Op) {
+	l := op.Arg.(*load)
+	p := l.r.p
+	p.stats.reads.Add(1)
+	p.stats.readBytes.Add(int64(op.N))
+	p.stats.readLatency.add(time.Since(l.begun))
+	err := op.Err
+	if err == nil {
+		// What the store should have; the rest of the last page is zeros.
+		stored := int64(bare.Load64(&l.r.d.stored))
+		want := max(0, min(int64(len(op.Buf)), stored-op.Off))
+		if int64(op.N) < want {
+			err = fmt.Errorf("the store ends at %d, not at %d as when it was opened: %w", op.Off+int64(op.N), stored, io.ErrUnexpectedEOF)
+		} else {
+			clear(op.Buf[want:])
+		}
+	} else if errors.Is(err, aio.ErrClosed) {
+		err = ErrClosed
+	}
+	p.finish(l, err)
+}
+
+// finish ends a load: its pages become resident, or their waiters get err.
+func (p *Pager) finish(l *load, err error) {
+	r := l.r
+	if err != nil {
+		p.stats.readErrors.Add(1)
+		p.event(func(e *EventListener) {
+			if e.ReadError != nil {
+				e.ReadError(r, int64(l.first<<r.shift), int64(len(l.gens)<<r.shift), err)
+			}
+		})
+	}
+	for i := 0; i < len(l.gens); i += groupMax {
+		k := min(groupMax, len(l.gens)-i)
+		p.finishGroup(l, i, k, err)
+	}
+	if l.kind == demand {
+		p.stats.missLatency.add(time.Since(l.begun))
+	} else {
+		p.aheadPages.Add(-int64(len(l.gens)) * r.fpp)
+	}
+	r.arrived(l)
+	buf := l.buf
+	*l = load{}
+	loadPool.Put(l)
+	bufs.put(buf)
+	p.inflight.Add(-1)
+	if p.queue.n[demand]+p.queue.n[ahead] != 0 || p.jobs.pending.Load() != 0 {
+		b := newBatch()
+		p.unqueue(b)
+		p.pump(b)
+		p.flushBatch(b)
+		b.free()
+	}
+	if p.waiting.Load() != 0 {
+		p.serveLine()
+	}
+}
+
+// finishGroup installs k pages of l from the i-th.
+func (p *Pager) finishGroup(l *load, i, k int, err error) {
+	r := l.r
+	first := l.first + uint64(i)
+	var res [groupMax]installResult
+	if err == nil && r.opt.Verify != nil {
+		for j := range k {
+			off := (i + j) << r.shift
+			if verr := r.verify(first+uint64(j), l.op.Buf[off:off+1<<r.shift]); verr != nil {
+				p.failPage(r, first+uint64(j), l.gens[i+j], stLoading, r.fault("verify", first+uint64(j), verr))
+				res[j].code = installSkip
+			}
+		}
+	}
+	if err == nil {
+		installGroup(r.d, first, &l.gens[i], k, unsafe.Pointer(&l.op.Buf[i<<r.shift]), &res[0])
+		why := evict.Demand
+		if l.kind == ahead {
+			why = evict.Prefetch
+		}
+		p.noteInstalled(r, first, res[:k], why)
+	}
+	for j := range k {
+		page := first + uint64(j)
+		switch {
+		case err != nil:
+			p.failPage(r, page, l.gens[i+j], stLoading, r.fault("read", page, err))
+		case res[j].code == installDone:
+			if res[j].old&flagWaited != 0 {
+				p.settle(r, page)
+			}
+		case res[j].code == installLost:
+			p.settle(r, page)
+		case res[j].code == installFailed:
+			p.failPage(r, page, l.gens[i+j], stLoading, r.fault("map", page, errnoError(uintptr(res[j].errno))))
+		}
+	}
+}
+
+type installResult struct {
+	code  uint32
+	errno uint32
+	old   word // the word before it became Resident
+}
+
+const (
+	installNone   = iota
+	installSkip   // by the caller: not to be installed
+	installDone   //
+	installLost   // taken over or cancelled: nothing of it is ours
+	installFailed // the kernel refused; the page is Loading again
+)
+
+// installGroup maps k consecutive pages from src, as far as their generations
+// are still the owner's. From Loading to Resident it runs without a
+// safe-point, so nobody waits long for the state between.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer, res *installResult) {
+	for i := 0; i < k; {
+		// The longest run that is still ours.
+		n := 0
+		for i+n < k {
+			rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(i+n)*unsafe.Sizeof(installResult{})))
+			if rs.code == installSkip {
+				break
+			}
+			gen := *(*uint32)(unsafe.Add(unsafe.Pointer(gens), uintptr(i+n)*4))
+			pw, w := d.look(first + uint64(i+n))
+			if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {
+				rs.code = installLost
+				break
+			}
+			if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
+				rs.code = installLost
+				break
+			}
+			n++
+		}
+		if n > 0 {
+			e := mapPages(d.addr(first+uint64(i)), unsafe.Add(src, uintptr(i)<<d.shift), uintptr(n)<<d.shift, true)
+			for j := i; j < i+n; j++ {
+				pw, _ := d.look(first + uint64(j))
+				rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(j)*unsafe.Sizeof(installResult{})))
+				if e != 0 {
+					rs.old, _ = setState(pw, stInstalling, stLoading, 0, 0)
+					rs.code, rs.errno = installFailed, uint32(e)
+				} else {
+					rs.old, _ = setState(pw, stInstalling, stResident, flagWaited, 0)
+					rs.code = installDone
+				}
+			}
+			i += n
+			continue
+		}
+		i++
+	}
+}

@@ -1,0 +1,289 @@
+//go:build linux
+
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/evict"
+)
+
+// Pager pages regions within one budget. Its methods may be called from any
+// goroutine. A program usually has one.
+type Pager struct {
+	opt    Options
+	log    *zap.Logger
+	w      *pagerWords
+	engine aio.Engine
+
+	budgetMu    sync.Mutex
+	budget      atomic.Int64 // frames
+	pinnable    atomic.Int64 // frames
+	evictBatch  atomic.Int64 // pages
+	largestPage atomic.Int64 // frames
+	peak        atomic.Int64 // frames
+
+	credits credits
+	line    line
+	waiting atomic.Int32 // ops in line
+	buckets [bucketCount]bucket
+
+	inflight   atomic.Int32 // loads with the store
+	queue      loadQueue
+	jobs       jobQueue
+	aheadPages atomic.Int64 // frames on their way in by prefetch
+
+	evictMu sync.Mutex
+	ev      evictState
+	shared  *domain
+	domains []*domain // guarded by evictMu
+
+	stats counters
+
+	mu      sync.Mutex
+	regions map[*Region]struct{}
+	closed  atomic.Bool
+	closeE  error
+	done    chan struct{}
+
+	stop     atomic.Bool
+	wakeFile *os.File
+	wg       sync.WaitGroup
+	flush    flusher
+}
+
+// counters are written on slow paths only.
+type counters struct {
+	misses, joined, reads, readBytes, readErrors           atomic.Int64
+	writes, writtenBytes, writebacks, flushes, writeErrors atomic.Int64
+	evictions, evictBatches                                atomic.Int64
+	aheadIssued, aheadUsed, aheadUnused, aheadLate         atomic.Int64
+	missLatency, readLatency, syncLatency                  histogram
+}
+
+var parkerOnce sync.Once
+
+// New makes a pager. The first one installs the SIGBUS trap and starts the
+// fault servers of the process, where these can be had; where they cannot,
+// Acquire and ReadAt still work (see Region.Raw).
+//
+// Errors: ErrBudget for a budget below MinBudget or beyond the machine's
+// memory; whatever keeps every I/O engine from working; with coro.Require,
+// that goroutines cannot be parked in place here.
+func New(o Options) (*Pager, error) {
+	if s := os.Getenv("UFFDPAGER_PARK"); s != "" {
+		m, err := coro.ParseMode(s)
+		if err != nil {
+			return nil, fmt.Errorf("UFFDPAGER_PARK: %w", err)
+		}
+		o.Park = m
+	}
+	if o.Park > coro.Require {
+		return nil, fmt.Errorf("pager: unknown park mode %d", o.Park)
+	}
+	if o.Budget == 0 {
+		o.Budget = defaultBudget()
+	}
+	if err := checkBudget(o.Budget); err != nil {
+		return nil, err
+	}
+	if o.QueueDepth < 0 || o.QueueDepth > 1<<16 || o.EvictBatch < 0 || o.EvictBatch > maxEvictBatch {
+		return nil, fmt.Errorf("pager: QueueDepth %d or EvictBatch %d is out of range", o.QueueDepth, o.EvictBatch)
+	}
+	if o.QueueDepth == 0 {
+		o.QueueDepth = 256
+	}
+	if o.StallLimit <= 0 {
+		o.StallLimit = time.Second
+	}
+	if o.WedgeLimit == 0 {
+		o.WedgeLimit = 30 * time.Second
+	}
+	if err := sp.setup(); err != nil {
+		return nil, err
+	}
+	if o.Park == coro.Require {
+		if active, why := coro.ParkStatus(); sp.rawErr != nil || !active {
+			return nil, unsupported("goroutines cannot be parked in place: %s", cmp(why, sp.rawErr))
+		}
+	}
+	p := &Pager{opt: o, log: o.Logger, w: new(pagerWords), regions: map[*Region]struct{}{}, done: make(chan struct{})}
+	if p.log == nil {
+		p.log = zap.NewNop()
+	}
+	engine, err := aio.Open(aio.Options{Kind: o.Engine, Depth: o.QueueDepth})
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("pager: eventfd: %w", err), engine.Close())
+	}
+	p.engine = engine
+	p.w.wakeFD = int32(fd)
+	p.wakeFile = os.NewFile(uintptr(fd), "pager wake")
+	p.credits.global = (*atomic.Int64)(unsafe.Pointer(&p.w.credits))
+	p.shared = &domain{policy: evict.NewS3FIFO()}
+	p.domains = []*domain{p.shared}
+	p.ev.take = p.takeVictim
+	p.largestPage.Store(1)
+	p.resize(o.Budget >> frameShift)
+	p.log.Info("pager", zap.Int64("budget", o.Budget), zap.Stringer("engine", engine.Kind()), zap.NamedError("no raw access", sp.rawErr))
+	if sp.rawErr != nil {
+		p.degraded("no raw access: " + sp.rawErr.Error())
+	}
+	p.wg.Add(2)
+	go p.reap()
+	go p.housekeep()
+	if sp.trap {
+		parkerOnce.Do(func() { go parker() })
+	}
+	return p, nil
+}
+
+func cmp(why string, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return why
+}
+
+// Engine names the I/O engine in use.
+func (p *Pager) Engine() string { return p.engine.Kind().String() }
+
+// Close closes all regions (see Region.Close) and then the pager. A second
+// call waits for the first and returns its error.
+func (p *Pager) Close() error {
+	if p.closed.Swap(true) {
+		<-p.done
+		return p.closeE
+	}
+	var errs []error
+	for _, r := range p.regionList() {
+		errs = append(errs, r.Close())
+	}
+	p.stop.Store(true)
+	p.rouse()
+	errs = append(errs, p.engine.Close())
+	p.wg.Wait()
+	errs = append(errs, p.wakeFile.Close())
+	p.closeE = errors.Join(errs...)
+	close(p.done)
+	return p.closeE
+}
+
+// event calls fn if somebody listens.
+func (p *Pager) event(fn func(*EventListener)) {
+	if p.opt.Events != nil {
+		fn(p.opt.Events)
+	}
+}
+
+func (p *Pager) degraded(what string) {
+	p.log.Warn("degraded", zap.String("what", what))
+	p.event(func(l *EventListener) {
+		if l.Degraded != nil {
+			l.Degraded(what)
+		}
+	})
+}
+
+// Stats is a snapshot of the pager's counters.
+func (p *Pager) Stats() Stats {
+	c := &p.stats
+	budget, pinnable := p.budget.Load(), p.pinnable.Load()
+	used := budget - load64(&p.w.free)
+	dirty := load64(&p.w.dirty)
+	s := Stats{
+		Budget:       budget << frameShift,
+		Resident:     used << frameShift,
+		PeakResident: max(used, p.peak.Load()) << frameShift,
+		Pinned:       max(0, pinnable-p.credits.left()-dirty) << frameShift,
+		Dirty:        dirty << frameShift,
+		Pinnable:     pinnable << frameShift,
+		ReadBuffers:  bufs.bytes.Load(),
+		Misses:       c.misses.Load() + load64((*int64)(unsafe.Pointer(&p.w.served))),
+		Joined:       c.joined.Load(),
+		Reads:        c.reads.Load() + load64((*int64)(unsafe.Pointer(&p.w.served))),
+		ReadBytes:    c.readBytes.Load() + load64((*int64)(unsafe.Pointer(&p.w.srvRead))),
+		ReadErrors:   c.readErrors.Load(),
+		Writes:       c.writes.Load(),
+		WrittenBytes: c.writtenBytes.Load(),
+		Writebacks:   c.writebacks.Load(),
+		Flushes:      c.flushes.Load(),
+		WriteErrors:  c.writeErrors.Load(),
+		Evictions:    c.evictions.Load() + load64((*int64)(unsafe.Pointer(&p.w.stolen))),
+		EvictBatches: c.evictBatches.Load(),
+		Stolen:       load64((*int64)(unsafe.Pointer(&p.w.stolen))),
+		ParkMode:     p.opt.Park,
+		MissLatency:  c.missLatency.snapshot(),
+		ReadLatency:  c.readLatency.snapshot(),
+		SyncLatency:  c.syncLatency.snapshot(),
+	}
+	s.Prefetch.Issued, s.Prefetch.Used = c.aheadIssued.Load(), c.aheadUsed.Load()
+	s.Prefetch.Unused, s.Prefetch.Late = c.aheadUnused.Load(), c.aheadLate.Load()
+	s.Metadata, s.PageTables = p.overhead()
+	if sp.trap {
+		s.Faults = coro.ReadStats()
+	}
+	active, why := coro.ParkStatus()
+	switch {
+	case sp.rawErr != nil:
+		s.Park = "none: " + sp.rawErr.Error()
+	case p.opt.Park == coro.Restart:
+		s.Park = "restart"
+	case active && p.opt.Park != coro.Block:
+		s.Park = "in-place"
+	case p.opt.Park == coro.Block:
+		s.Park = "block"
+	default:
+		s.Park = "block: " + why
+	}
+	for _, r := range p.regionList() {
+		s.Regions++
+		s.Restarts += r.restarts.Load()
+	}
+	return s
+}
+
+// overhead estimates, in bytes, the page words of the process and the kernel's
+// page tables for what is resident.
+func (p *Pager) overhead() (metadata, pageTables int64) {
+	leaves := int64(atomic.LoadUint32(&sp.leafUsed))
+	metadata = leaves * (leafBytes + int64(unsafe.Sizeof(leafMeta{})))
+	for _, r := range p.regionList() {
+		spans := unsafe.Slice((*uint32)(r.d.spans), r.at.n)
+		for i := range spans {
+			if atomic.LoadUint32(&spans[i]) != 0 {
+				pageTables += FrameSize
+			}
+		}
+		metadata += int64(r.at.n) * 8
+	}
+	return metadata, pageTables
+}
+
+// Stats is a snapshot of the region's own counters: Resident, Dirty, Prefetch,
+// Restarts and Budget (MaxResident, if set); the rest is the pager's.
+func (r *Region) Stats() Stats {
+	var s Stats
+	s.Budget = r.maxFrames << frameShift
+	s.Resident = load64(&r.d.resident) << frameShift
+	s.Dirty = load64(&r.d.dirty) << frameShift
+	s.Prefetch.Issued, s.Prefetch.Used = r.ahead.issued.Load(), r.ahead.used.Load()
+	s.Prefetch.Unused, s.Prefetch.Late = r.ahead.unused.Load(), r.ahead.late.Load()
+	s.Restarts = r.restarts.Load()
+	s.Regions = 1
+	return s
+}

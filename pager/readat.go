@@ -1,0 +1,136 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// ReadAt copies len(b) bytes from off, as io.ReaderAt: fewer only together
+// with an error, io.EOF at the end of the region. A hit is a copy and a look
+// at the page's word; a miss parks the calling goroutine. b may be any memory,
+// also a region's.
+func (r *Region) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, r.checkRange("read", off, 0)
+	}
+	length := r.Len()
+	if off >= length {
+		if r.closing.Load() {
+			return 0, ErrClosed
+		}
+		return 0, io.EOF
+	}
+	var eof error
+	if int64(len(b)) > length-off {
+		b, eof = b[:length-off], io.EOF
+	}
+	done := 0
+	for done < len(b) {
+		page := uint64(off) >> r.shift
+		n := min(len(b)-done, int(int64(page+1)<<r.shift-off))
+		if err := r.readPage(b[done:done+n], off, page, len(b)-done); err != nil {
+			return done, err
+		}
+		done += n
+		off += int64(n)
+	}
+	if r.closing.Load() {
+		return 0, ErrClosed
+	}
+	return done, eof
+}
+
+// readPage copies from within one page. rest is how much the caller wants from
+// here on.
+func (r *Region) readPage(b []byte, off int64, page uint64, rest int) error {
+	if !sp.trap {
+		return r.readPinned(b, off, page)
+	}
+	for tries := 0; ; tries++ {
+		if r.closing.Load() {
+			return ErrClosed
+		}
+		if pw, w := r.d.look(page); pw != nil && present(w) {
+			if w&(flagTouched|flagPrefetched) != flagTouched {
+				if w&flagPrefetched != 0 {
+					r.firstTouch(pw, w, page)
+				} else {
+					bare.Cas64(pw, w, w|flagTouched)
+				}
+			}
+			left, addr := coro.CopyOut(unsafe.Pointer(unsafe.SliceData(b)), unsafe.Add(r.base, off), uintptr(len(b)))
+			if left == 0 {
+				return nil
+			}
+			if (addr-r.d.base)>>r.shift != uintptr(page) && regionAt(addr) != nil {
+				// b itself is memory of a region, and its page is missing.
+				if err := touchWrite(addr, len(b)); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		if tries > 3 && tries&1 == 0 && regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) == nil {
+			// The page is evicted again and again before we run: hold it.
+			if err := r.readPinned(b, off, page); err != errNoPin {
+				return err
+			}
+			runtime.Gosched()
+		}
+		if err := r.need(context.Background(), page, rest); err != nil {
+			return err
+		}
+	}
+}
+
+var errNoPin = fmt.Errorf("%w: nothing more can be pinned", ErrBudget)
+
+// readPinned copies from a page while it is pinned. With the trap it does not
+// insist on a pin: the caller has another way.
+func (r *Region) readPinned(b []byte, off int64, page uint64) error {
+	if !r.pinHit(page) {
+		if sp.trap && r.p.credits.left() < r.fpp {
+			return errNoPin
+		}
+		pin, err := r.acquire(context.Background(), int64(page<<r.shift), min(int64(1)<<r.shift, r.Len()-int64(page<<r.shift)), false)
+		if err != nil {
+			return err
+		}
+		copy(b, unsafe.Slice((*byte)(unsafe.Add(r.base, off)), len(b)))
+		pin.Release()
+		return nil
+	}
+	copy(b, unsafe.Slice((*byte)(unsafe.Add(r.base, off)), len(b)))
+	r.unpin(pageRange{page, 1}, false)
+	return nil
+}
+
+// need waits until the page has been resident, without pinning it, and starts
+// the reads of the pages that follow within rest bytes.
+func (r *Region) need(ctx context.Context, page uint64, rest int) error {
+	if !r.enter() {
+		return ErrClosed
+	}
+	op := newOp(r)
+	op.one[0] = pageRange{page, 1}
+	op.ranges = op.one[:]
+	if err := r.p.begin(op); err != nil {
+		return err
+	}
+	if more := uint64(rest) >> r.shift; more > 0 && r.enter() {
+		more = min(more, r.pageCount()-page-1)
+		if more > 0 {
+			r.readAhead(pageRange{page + 1, more}, min(r.p.budget.Load()/8, maxRun>>frameShift))
+		}
+		r.leave()
+	}
+	return op.wait(ctx)
+}

@@ -1,0 +1,431 @@
+//go:build linux
+
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/prefetch"
+)
+
+// Region is memory over a store. Its methods may be called from any goroutine.
+// A Region that is not closed stays open: the collector never closes it.
+type Region struct {
+	p     *Pager
+	d     *desc
+	at    addrRange
+	base  unsafe.Pointer
+	dir   unsafe.Pointer // d.dir, without the indirection
+	shift uint32
+	fpp   int64 // frames per page
+	name  string
+	store store.Store
+	opt   RegionOptions
+
+	domain    *domain
+	maxFrames int64 // MaxResident
+	rawErr    error
+
+	closing  atomic.Bool  // no new calls
+	draining atomic.Bool  // no new faults either: the last View has ended
+	active   atomic.Int64 // operations under way that are not hits
+	closeMu  sync.Mutex
+	closed   bool
+	closeE   error
+	done     chan struct{} // closed when Close has finished
+
+	restarts atomic.Int64
+	ahead    regionAhead
+	views    viewCounter
+	write    writeState
+}
+
+var errRange = errors.New("out of range")
+
+// enterFault is enter for faults, which are served as long as a View runs.
+func (r *Region) enterFault() bool {
+	r.active.Add(1)
+	if r.draining.Load() {
+		r.leave()
+		return false
+	}
+	return true
+}
+
+// enter counts an operation that Close waits for. false: the region is closed.
+func (r *Region) enter() bool {
+	r.active.Add(1)
+	if r.closing.Load() {
+		r.leave()
+		return false
+	}
+	return true
+}
+
+func (r *Region) leave() {
+	r.active.Add(-1)
+}
+
+// Len is the size in bytes.
+func (r *Region) Len() int64 { return int64(atomic.LoadUint64(&r.d.length)) }
+
+// PageSize is the unit of paging in bytes.
+func (r *Region) PageSize() int { return 1 << r.shift }
+
+// Direct reports whether the store is read and written with O_DIRECT.
+func (r *Region) Direct() bool {
+	k, ok := r.store.Kernel()
+	return ok && k.FD >= 0 && k.Direct
+}
+
+func (r *Region) pageCount() uint64 {
+	return (uint64(r.Len()) + 1<<r.shift - 1) >> r.shift
+}
+
+// Bytes is the region's memory: len = cap = Len. It may be used by any
+// goroutine at any time until Close, if Raw is nil. A touch of an absent page
+// parks the goroutine in place where that works and blocks its thread
+// elsewhere; a page that cannot be read is a Go fault (see Guard). Where there
+// is no raw access at all (Raw says why), Bytes is nil if a touch could not
+// even be noticed.
+func (r *Region) Bytes() []byte {
+	if sp.fd < 0 {
+		return nil
+	}
+	n := r.Len()
+	return unsafe.Slice((*byte)(r.base), n)[:n:n]
+}
+
+// Raw is nil if Bytes may be used by any code; else it says why not.
+func (r *Region) Raw() error { return r.rawErr }
+
+// fault wraps an error of a page.
+func (r *Region) fault(op string, page uint64, err error) error {
+	if errors.Is(err, ErrClosed) {
+		return err
+	}
+	return &FaultError{Op: op, Store: r.name, Offset: int64(page << r.shift), Err: err}
+}
+
+// verify calls the hook, which may panic like any user code.
+func (r *Region) verify(page uint64, data []byte) (err error) {
+	return r.opt.Verify(int64(page), data)
+}
+
+// Map maps a store. It owns the store from then on, also when it fails.
+// Mapping costs no I/O and no memory in proportion to the store.
+func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
+	if s == nil {
+		return nil, errors.New("pager: Map: the store is nil")
+	}
+	r, err := p.mapStore(s, o)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return r, nil
+}
+
+func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
+	size := s.Size()
+	ps := o.PageSize
+	if ps == 0 {
+		ps = FrameSize
+	}
+	if ps < FrameSize || ps > MaxPageSize || ps&(ps-1) != 0 {
+		return nil, fmt.Errorf("pager: Map %s: page size %d is not a power of two from %d to %d", s, ps, FrameSize, MaxPageSize)
+	}
+	if bs := s.BlockSize(); bs > ps {
+		return nil, fmt.Errorf("pager: Map %s: pages of %d bytes are smaller than the store's blocks of %d", s, ps, bs)
+	}
+	if o.MaxSize < 0 || o.MinResident < 0 || o.MaxResident < 0 || o.SpillLimit < 0 {
+		return nil, fmt.Errorf("pager: Map %s: negative size in options", s)
+	}
+	if o.MaxSize != 0 && o.MaxSize < size {
+		return nil, fmt.Errorf("pager: Map %s: MaxSize %d is less than the size %d", s, o.MaxSize, size)
+	}
+	if o.Durability > Atomic || o.OnReadError > Wait {
+		return nil, fmt.Errorf("pager: Map %s: unknown Durability or OnReadError", s)
+	}
+	if size == 0 && o.MaxSize == 0 {
+		return nil, fmt.Errorf("pager: Map %s: the store is empty, and MaxSize does not let it grow", s)
+	}
+	if err := checkWrite(s, &o); err != nil {
+		return nil, err
+	}
+	shift := uint32(0)
+	for 1<<shift < ps {
+		shift++
+	}
+	fpp := int64(1) << (shift - frameShift)
+	if p.budget.Load() < 4*fpp {
+		return nil, fmt.Errorf("%w: pages of %d bytes need a budget of %d", ErrBudget, ps, 4*ps)
+	}
+	r := &Region{p: p, shift: shift, fpp: fpp, name: s.String(), store: s, opt: o, done: make(chan struct{})}
+	if o.MaxResident > 0 {
+		if r.maxFrames = o.MaxResident >> frameShift; r.maxFrames < 4*fpp {
+			return nil, fmt.Errorf("%w: MaxResident %d is less than four pages of %d", ErrBudget, o.MaxResident, ps)
+		}
+	}
+	if o.MinResident > 0 && (o.MinResident>>frameShift > p.pinnable.Load() || o.MaxResident > 0 && o.MinResident > o.MaxResident) {
+		return nil, fmt.Errorf("%w: MinResident %d is more than the budget leaves or MaxResident allows", ErrBudget, o.MinResident)
+	}
+	reach := max(size, o.MaxSize)
+	if err := sp.open(r, reach, shift, p.opt.Park); err != nil {
+		return nil, err
+	}
+	d := r.d
+	r.base, r.dir = bare.Ptr(d.base), d.dir
+	d.length, d.stored = uint64(size), uint64(size)
+	d.words = p.w
+	d.minResident = o.MinResident >> frameShift
+	r.rawErr = r.setFlags(o)
+	pol := o.Prefetch
+	if pol == nil {
+		pol = prefetch.Readahead(prefetch.ReadaheadOptions{})
+	}
+	r.setPolicy(pol)
+	r.domain = p.shared
+	if o.Evict != nil || r.maxFrames > 0 || fpp != 1 {
+		r.domain = &domain{policy: o.Evict, region: r}
+		if o.Evict == nil {
+			r.domain.policy = evict.NewS3FIFO()
+		}
+		r.domain.policy.SetCapacity(p.capacityOf(r.domain))
+		p.evictMu.Lock()
+		p.domains = append(p.domains, r.domain)
+		p.evictMu.Unlock()
+	}
+	p.mu.Lock()
+	if p.closed.Load() {
+		p.mu.Unlock()
+		p.forget(r)
+		sp.release(r)
+		return nil, ErrClosed
+	}
+	p.regions[r] = struct{}{}
+	if fpp > p.largestPage.Load() {
+		p.largestPage.Store(fpp)
+	}
+	p.mu.Unlock()
+	atomic.StoreUint32(&d.state, descLive)
+	return r, nil
+}
+
+// setFlags tells the handler what kind of region it is; the result is Raw's.
+func (r *Region) setFlags(o RegionOptions) error {
+	d := r.d
+	if o.ReadOnly {
+		d.flags |= descReadOnly
+	}
+	if r.opt.Prefetch != prefetch.None() {
+		d.flags |= descNotices
+	}
+	if o.OnReadError == Wait {
+		d.flags |= descWaitError
+	}
+	if r.p.opt.Park == coro.Restart {
+		d.flags |= descRestart
+	}
+	if sp.rawErr != nil {
+		return sp.rawErr
+	}
+	if !sp.wp && !o.ReadOnly {
+		return unsupported("raw access to a writable region needs write-protect faults")
+	}
+	if r.p.opt.Park == coro.Restart {
+		return unsupported("raw access is off: faults restart closures (park mode restart)")
+	}
+	k, ok := r.store.Kernel()
+	if !ok {
+		return fmt.Errorf("%w: store %s has no kernel form", ErrCannotPark, r.name)
+	}
+	if o.Verify != nil || o.Seal != nil {
+		return fmt.Errorf("%w: the region has hooks on the way of its pages", ErrCannotPark)
+	}
+	if k.FD >= 0 {
+		d.fd, d.fdOff = int32(k.FD), uint64(k.Off)
+	} else {
+		d.mem = unsafe.Pointer(unsafe.SliceData(k.Mem))
+	}
+	d.flags |= descRaw
+	return nil
+}
+
+// Close refuses new work, syncs a writable region, waits for pins and for
+// running View and Update, ends every other wait with ErrClosed, and releases
+// everything. Later touches of Bytes fault. A second Close waits for the first
+// and returns its error.
+func (r *Region) Close() error {
+	r.closeMu.Lock()
+	if r.closed {
+		r.closeMu.Unlock()
+		<-r.done
+		return r.closeE
+	}
+	r.closed = true
+	r.closeMu.Unlock()
+	r.closeE = r.close()
+	close(r.done)
+	return r.closeE
+}
+
+func (r *Region) close() error {
+	p, d := r.p, r.d
+	syncErr := r.syncForClose()
+	r.closing.Store(true)
+	// No view may still run: it may fault, and its faults must be served.
+	r.views.wait()
+	r.draining.Store(true)
+	p.dropJobs(r)
+	p.emptyLine(r, ErrClosed)
+	p.abandonAll(r, ErrClosed)
+	p.drain(func() bool {
+		p.emptyLine(r, ErrClosed)
+		return r.active.Load() == 0
+	})
+	if err := r.syncForClose(); err != nil && syncErr == nil {
+		syncErr = err
+	}
+	// Raw accesses from here on are faults.
+	atomic.StoreUint32(&d.state, descClosing)
+	p.drain(func() bool { return atomic.LoadUint32(&d.users) == 0 })
+	r.evictAll()
+	p.forget(r)
+	err := r.store.Close()
+	sp.release(r)
+	return errors.Join(syncErr, r.closeWrite(), err)
+}
+
+// drain waits until done says so, for things that end soon or are the user's.
+func (p *Pager) drain(done func() bool) {
+	for turn := 0; !done(); turn++ {
+		if turn < 64 {
+			runtime.Gosched()
+		} else {
+			time.Sleep(min(time.Duration(turn)*time.Microsecond, time.Millisecond))
+		}
+		p.reapSome(64)
+	}
+}
+
+// eachPage calls fn for every page that has a claimed word.
+func (r *Region) eachPage(fn func(page uint64, w word)) {
+	groups := (uint64(r.at.n)<<granuleShift>>r.shift + leafPages - 1) >> leafShift
+	for g := uint64(0); g < groups; g++ {
+		if atomic.LoadUint64(r.d.dirEntry(g<<leafShift)) == 0 {
+			continue
+		}
+		for i := uint64(0); i < leafPages; i++ {
+			if pw, w := r.d.look(g<<leafShift + i); pw != nil && w&stateMask != stMissing {
+				fn(g<<leafShift+i, w)
+			}
+		}
+	}
+}
+
+// evictAll drops every page of a region that is being closed; pins and loads
+// under way are waited for.
+func (r *Region) evictAll() {
+	p := r.p
+	batch := make([]zapEntry, 0, maxEvictBatch)
+	flush := func() {
+		if len(batch) == 0 {
+			return
+		}
+		p.evictMu.Lock()
+		for _, e := range batch {
+			r.domain.policy.Remove(pageKey(e.d, e.page))
+		}
+		frames := zapBatch(&batch[0], len(batch), &p.ev.ranges[0])
+		p.evictMu.Unlock()
+		p.unreserve(frames)
+		batch = batch[:0]
+	}
+	for first := true; load64(&r.d.resident) > 0; first = false {
+		if !first {
+			time.Sleep(100 * time.Microsecond)
+			p.reapSome(64)
+		}
+		r.eachPage(func(page uint64, w word) {
+			r.forceClean(page)
+			_, w = r.d.look(page)
+			if w&stateMask == stResident && w&pinMask == 0 {
+				if batch = append(batch, zapEntry{d: r.d, page: page, seen: w}); len(batch) == maxEvictBatch {
+					flush()
+				}
+			} else if w&stateMask == stFailed {
+				p.settleFailed(r, page)
+			}
+		})
+		flush()
+	}
+}
+
+// forget takes r out of the pager's lists.
+func (p *Pager) forget(r *Region) {
+	p.mu.Lock()
+	delete(p.regions, r)
+	largest := int64(1)
+	for o := range p.regions {
+		largest = max(largest, o.fpp)
+	}
+	p.largestPage.Store(largest)
+	p.mu.Unlock()
+	if r.domain.region == r {
+		p.evictMu.Lock()
+		for i, dm := range p.domains {
+			if dm == r.domain {
+				p.domains = append(p.domains[:i], p.domains[i+1:]...)
+				break
+			}
+		}
+		p.evictMu.Unlock()
+	}
+}
+
+func (p *Pager) regionList() []*Region {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := make([]*Region, 0, len(p.regions))
+	for r := range p.regions {
+		l = append(l, r)
+	}
+	return l
+}
+
+// Residency says how many bytes of [off, off+n) are resident, and how many of
+// these are dirty. The range is cut to the region.
+func (r *Region) Residency(off, n int64) (resident, dirty int64) {
+	if off < 0 || n <= 0 || off >= r.Len() || !r.enter() {
+		return 0, 0
+	}
+	defer r.leave()
+	n = min(n, r.Len()-off)
+	pr := r.pageRange(off, n)
+	for page := pr.first; page < pr.first+pr.n; page++ {
+		if page&(leafPages-1) == 0 && atomic.LoadUint64(r.d.dirEntry(page)) == 0 {
+			page += leafPages - 1
+			continue
+		}
+		_, w := r.d.look(page)
+		if !present(w) {
+			continue
+		}
+		lo, hi := max(off, int64(page<<r.shift)), min(off+n, int64((page+1)<<r.shift))
+		resident += hi - lo
+		if w&stateMask > stResident {
+			dirty += hi - lo
+		}
+	}
+	return resident, dirty
+}

@@ -1,0 +1,171 @@
+//go:build linux
+
+package pager
+
+import (
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// The page state word
+//
+// Every page that is not plainly absent has one 64-bit word. All that is true
+// of a page is in it, and every transition is a compare-and-swap by the party
+// named here. Code that runs without a P (the signal handler, the fault
+// server) takes part on equal terms: it uses the same words and no lock.
+//
+//	 63            32 31           12 11      4 3    0
+//	┌────────────────┬───────────────┬─────────┬──────┐
+//	│   generation   │     pins      │  flags  │ state│
+//	└────────────────┴───────────────┴─────────┴──────┘
+//
+//	                claim (requester or fault server; owns a frame from here)
+//	     ┌─────────┐ ─────────────────────────▶ ┌─────────┐ ◀──┐ take over
+//	     │ Missing │                            │ Loading │ ───┘ (server, generation+1)
+//	     └─────────┘ ◀───────────────────────── └─────────┘
+//	       ▲    ▲      failed; cancelled (server)    │ owner, generation unchanged
+//	       │    │                                    ▼
+//	       │  ┌────────┐ server's read failed,  ┌────────────┐
+//	       │  │ Failed │ ◀ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─  │ Installing │ bounded
+//	       │  └────────┘ somebody waits         └────────────┘
+//	       │                                         │ UFFDIO_COPY done
+//	  ┌──────────┐  evict batch, pins = 0            ▼
+//	  │ Evicting │ ◀─────────────────────────  ┌──────────┐ ◀──────────────┐
+//	  └──────────┘ bounded                     │ Resident │ clean,         │ written, nobody
+//	                                           └──────────┘ protected      │ wrote meanwhile
+//	                                     write fault │ (handler) or        │
+//	                                     AcquireWrite▼                     │
+//	                                           ┌───────────┐ bounded       │
+//	                                           │ Unlocking │ ◀ ─ ─ ─ ─ ─ ─ ┤ write fault
+//	                                           └───────────┘               │
+//	                                                 ▼ writable            │
+//	                                           ┌───────┐  ┌─────────┐  ┌─────────┐
+//	                                           │ Dirty │─▶│ Copying │─▶│ Writing │
+//	                                           └───────┘  └─────────┘  └─────────┘
+//	                                               ▲  protect, copy       │
+//	                                               └──────────────────────┘
+//	                                            failed, written to again, write-pinned
+//
+// "Bounded" states last a few system calls of code that the Go scheduler
+// cannot stop (nosplit functions have no safe-points), so anybody may spin
+// until they are over: they need no P, no lock and no I/O. All other states
+// are stable: whoever meets Loading or Writing either waits in the ordinary
+// way (with a P) or, as fault server, takes Loading over. Writing needs no
+// taking over: the page stays readable, a write fault makes it writable again
+// (flag redirtied), and the store gets a private copy.
+//
+// The generation counts the claims of the word. Whoever comes back after a
+// wait (a completed read) goes on only if the generation is still his.
+// It is never reset while the word's memory is reused, which makes a
+// compare-and-swap with an old word fail for ever (2³² claims are not made
+// within one preemption).
+//
+// Pins count the holders of Pin and Lock and also the waiters who will be
+// holders: they are kept through Loading and Installing, so that a page is
+// pinned before its waiters run. A failed load takes them all back.
+type word = uint64
+
+const (
+	stMissing    word = iota // absent; what all words start as
+	stLoading                // a frame is reserved, the owner reads
+	stInstalling             // bounded: the owner maps it
+	stResident               // clean and write-protected
+	stUnlocking              // bounded: being made writable
+	stDirty                  // writable, newer than the store
+	stCopying                // bounded: write-protected and copied out
+	stWriting                // the copy is on its way to the store
+	stEvicting               // bounded: being unmapped
+	stFailed                 // the server could not read it; waiters must be told
+
+	stateMask word = 0xf
+)
+
+const (
+	flagTouched    word = 1 << 4 // explicitly accessed since the policy last looked
+	flagPrefetched word = 1 << 5 // read ahead and not yet touched
+	flagRedirtied  word = 1 << 6 // Writing: written to again, writable
+	flagWritePin   word = 1 << 7 // somebody holds it by AcquireWrite: never clean
+	flagHeld       word = 1 << 8 // Unlocking: came from Writing, goes back there
+	flagWaited     word = 1 << 9 // Loading, Installing: the bucket has waiters
+
+	pinOne   word = 1 << 12
+	pinMask  word = (1<<20 - 1) << 12
+	genOne   word = 1 << 32
+	genMask  word = (1<<32 - 1) << 32
+	flagMask word = 0xff0
+)
+
+func wordState(w word) word { return w & stateMask }
+func wordPins(w word) int64 { return int64(w & pinMask >> 12) }
+func wordGen(w word) uint32 { return uint32(w >> 32) }
+
+var stateNames = [...]string{"Missing", "Loading", "Installing", "Resident", "Unlocking", "Dirty", "Copying", "Writing", "Evicting", "Failed"}
+
+// present: the page is mapped and readable.
+//
+//go:nosplit
+//go:norace
+func present(w word) bool {
+	s := w & stateMask
+	return s >= stResident && s <= stWriting
+}
+
+// bounded: over within a few system calls of somebody who cannot be stopped.
+//
+//go:nosplit
+//go:norace
+func bounded(w word) bool {
+	const m = 1<<stInstalling | 1<<stUnlocking | 1<<stCopying | 1<<stEvicting
+	return m>>(w&stateMask)&1 != 0
+}
+
+// setState replaces the state of a word whose state only the caller may
+// change (he is the owner in Loading with the generation checked, or in a
+// bounded state): pins and flags, which others do change, are kept.
+//
+//go:nosplit
+//go:norace
+func setState(p *word, from, to, clear, set word) (old word, ok bool) {
+	for {
+		w := bare.Load64(p)
+		if w&stateMask != from {
+			return w, false
+		}
+		if bare.Cas64(p, w, (w&^(stateMask|clear))|to|set) {
+			return w, true
+		}
+	}
+}
+
+// advance is setState with the generation checked: how an owner goes on after
+// a wait.
+//
+//go:nosplit
+//go:norace
+func advance(p *word, gen uint32, from, to, clear, set word) (old word, ok bool) {
+	for {
+		w := bare.Load64(p)
+		if w&stateMask != from || uint32(w>>32) != gen {
+			return w, false
+		}
+		if bare.Cas64(p, w, (w&^(stateMask|clear))|to|set) {
+			return w, true
+		}
+	}
+}
+
+// relax is one turn of waiting for a bounded state to end. Spinning alone
+// would be wrong: the party we wait for may need this very CPU.
+//
+//go:nosplit
+//go:norace
+func relax(turn int) {
+	if turn < 64 {
+		bare.Pause()
+		return
+	}
+	bare.Syscall(sysSchedYield, 0, 0, 0, 0, 0, 0)
+}
+
+func addPtr(p unsafe.Pointer, n uintptr) unsafe.Pointer { return unsafe.Add(p, n) }

@@ -1,0 +1,364 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// Waiting for pages
+//
+// A request (an Acquire, a Lock, a ReadAt that missed, a parked raw access) is
+// one waitOp over a set of pages. For each page that is on its way it has a
+// waiter in the bucket of that page; nobody else waits in any other way, and
+// there is no goroutine per request.
+//
+// Lock order: Region.prefetchMu, then lineMu, then evictMu, then a bucket's mu.
+// Under a bucket's mu only page words are changed. Completing an op (signalling
+// its owner) and starting I/O happen with no lock held.
+const bucketCount = 4096
+
+type bucket struct {
+	mu   sync.Mutex
+	head *waiter
+}
+
+// waiter is one op's interest in one page.
+type waiter struct {
+	next *waiter
+	op   *waitOp
+	page uint64
+	pin  bool // it counts as a pin in the page's word
+}
+
+type opState = uint32
+
+const (
+	opActive    opState = iota
+	opDone              // its owner has been told
+	opAbandoned         // its owner has gone; what it got is to be given back
+)
+
+// waitOp is one request for pages.
+type waitOp struct {
+	r      *Region
+	ranges []pageRange // what is wanted, in pages
+	one    [1]pageRange
+	pin    bool // the pages are to be pinned
+	write  bool // … and made writable
+
+	left  atomic.Int32 // pages still missing, plus one while the op is being started
+	state atomic.Uint32
+	mu    sync.Mutex // guards err, got
+	err   error
+	got   []pageRange // pinned so far; what to give back on failure
+	begun time.Time
+
+	// Who is told. Exactly one is set.
+	ch     chan struct{} // a goroutine: capacity 1, kept for reuse
+	lock   *Lock
+	parked coro.Parked
+	isPark bool
+
+	// In the line for frames.
+	nextInLine *waitOp
+	inLine     bool
+	need       int64 // frames and credits
+
+	w0 [1]waiter
+	ws []waiter
+	nw int
+}
+
+// pageRange is n pages from first.
+type pageRange struct{ first, n uint64 }
+
+var opPool = sync.Pool{New: func() any { return &waitOp{ch: make(chan struct{}, 1)} }}
+
+func newOp(r *Region) *waitOp {
+	op := opPool.Get().(*waitOp)
+	op.r = r
+	op.state.Store(opActive)
+	op.begun = time.Now()
+	return op
+}
+
+// free recycles an op that nobody can reach any more.
+func (op *waitOp) free() {
+	ch, got := op.ch, op.got[:0]
+	*op = waitOp{ch: ch, got: got}
+	opPool.Put(op)
+}
+
+func (op *waitOp) pages() (n uint64) {
+	for _, pr := range op.ranges {
+		n += pr.n
+	}
+	return n
+}
+
+// waiterFor hands out the op's next waiter.
+func (op *waitOp) waiterFor(page uint64) *waiter {
+	if op.ws == nil {
+		if n := op.pages(); n == 1 {
+			op.ws = op.w0[:]
+		} else {
+			op.ws = make([]waiter, n)
+		}
+	}
+	w := &op.ws[op.nw]
+	op.nw++
+	*w = waiter{op: op, page: page, pin: op.pin}
+	return w
+}
+
+// obtained notes that page is pinned for the op.
+func (op *waitOp) obtained(page uint64) {
+	if !op.pin {
+		return
+	}
+	op.mu.Lock()
+	if k := len(op.got) - 1; k >= 0 && op.got[k].first+op.got[k].n == page {
+		op.got[k].n++
+	} else {
+		op.got = append(op.got, pageRange{page, 1})
+	}
+	op.mu.Unlock()
+}
+
+func (op *waitOp) fail(err error) {
+	op.mu.Lock()
+	if op.err == nil {
+		op.err = err
+	}
+	op.mu.Unlock()
+}
+
+// pageDone lowers the op's count; the last one completes it.
+func (op *waitOp) pageDone() {
+	if op.left.Add(-1) == 0 {
+		op.complete()
+	}
+}
+
+// complete tells the owner, or gives everything back if there is none.
+func (op *waitOp) complete() {
+	if op.err != nil {
+		op.undo()
+	}
+	if op.isPark {
+		// The parked goroutine may run at once and fault again: nothing of
+		// the op may be used after Resume.
+		pk, errno, r := op.parked, uintptr(0), op.r
+		if op.err != nil {
+			errno = r.noteFault(op.err)
+		}
+		op.free()
+		r.leave()
+		pk.Resume(errno)
+		return
+	}
+	if op.lock != nil {
+		op.lock.complete(op)
+		return
+	}
+	if op.state.CompareAndSwap(opActive, opDone) {
+		op.ch <- struct{}{}
+		return
+	}
+	// Abandoned: the owner returned because its context ended.
+	op.undo()
+	r := op.r
+	op.free()
+	r.leave()
+}
+
+// undo releases what the op has pinned.
+func (op *waitOp) undo() {
+	op.mu.Lock()
+	got := op.got
+	op.got = nil
+	op.mu.Unlock()
+	for _, pr := range got {
+		op.r.unpin(pr, op.write)
+	}
+}
+
+// wait parks the calling goroutine until the op is complete. On a nil error
+// the pages are pinned (if the op pins). The op is recycled in any case.
+func (op *waitOp) wait(ctx context.Context) error {
+	r := op.r
+	var err error
+	if ctx.Done() == nil {
+		<-op.ch
+	} else {
+		select {
+		case <-op.ch:
+		case <-ctx.Done():
+			if op.state.CompareAndSwap(opActive, opAbandoned) {
+				r.p.leaveLine(op, ctx.Err())
+				return ctx.Err()
+			}
+			<-op.ch
+		}
+	}
+	err = op.err
+	op.free()
+	r.leave()
+	return err
+}
+
+func (p *Pager) bucketOf(r *Region, page uint64) *bucket {
+	h := (uint64(r.d.index)<<40 ^ page) * 0x9E3779B97F4A7C15
+	return &p.buckets[h>>(64-12)]
+}
+
+// join makes w wait for its page if the page is on its way, pinning it ahead
+// if w pins. It reports the word it saw; joined is false if the page is in a
+// state that need not (or cannot) be waited for. pinned0 says that w's pin is
+// the first, so that a credit is used.
+func (p *Pager) join(w *waiter) (v word, joined, pinned0 bool) {
+	r := w.op.r
+	b := p.bucketOf(r, w.page)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		pw, v := r.d.look(w.page)
+		if pw == nil {
+			return stMissing, false, false
+		}
+		if s := v & stateMask; s != stLoading && s != stInstalling {
+			return v, false, false
+		}
+		n := v | flagWaited
+		if w.pin {
+			if v&pinMask == pinMask {
+				return v, false, false
+			}
+			n += pinOne
+		}
+		if bare.Cas64(pw, v, n) {
+			w.next = b.head
+			b.head = w
+			return v, true, w.pin && v&pinMask == 0
+		}
+	}
+}
+
+// enlist adds the waiter of the op that has just claimed the page: its pin and
+// flagWaited are in the word already.
+func (p *Pager) enlist(w *waiter) {
+	b := p.bucketOf(w.op.r, w.page)
+	b.mu.Lock()
+	w.next = b.head
+	b.head = w
+	b.mu.Unlock()
+}
+
+// settle completes the waiters of a page that is no longer on its way.
+// Whoever ends a page's Loading calls it (for the fault server: the
+// housekeeper), and so does an owner whose page was taken over.
+func (p *Pager) settle(r *Region, page uint64) {
+	b := p.bucketOf(r, page)
+	var ready *waiter
+	b.mu.Lock()
+	pw, v := r.d.look(page)
+	switch {
+	case pw != nil && (v&stateMask == stLoading || v&stateMask == stInstalling || v&stateMask == stFailed):
+		// Somebody has it and will settle it.
+	default:
+		ready = b.take(r, page)
+	}
+	b.mu.Unlock()
+	for w := ready; w != nil; {
+		next := w.next
+		w.op.obtained(page)
+		w.op.pageDone()
+		w = next
+	}
+}
+
+// take unlinks the waiters of a page. b.mu is held.
+func (b *bucket) take(r *Region, page uint64) (ready *waiter) {
+	for at := &b.head; *at != nil; {
+		w := *at
+		if w.page == page && w.op.r == r {
+			*at = w.next
+			w.next = ready
+			ready = w
+			continue
+		}
+		at = &w.next
+	}
+	return ready
+}
+
+// failPage ends the Loading of generation gen with an error: the page becomes
+// Missing, its waiters get err. It does nothing if the page was taken over.
+func (p *Pager) failPage(r *Region, page uint64, gen uint32, from word, err error) {
+	b := p.bucketOf(r, page)
+	b.mu.Lock()
+	pw, v := r.d.look(page)
+	for {
+		if pw == nil || v&stateMask != from || uint32(v>>32) != gen {
+			b.mu.Unlock()
+			p.settle(r, page)
+			return
+		}
+		// Whoever claims the page now cannot enlist before the lock is free,
+		// so all waiters in the bucket are this load's.
+		if bare.Cas64(pw, v, v&genMask) {
+			break
+		}
+		v = bare.Load64(pw)
+	}
+	ready := b.take(r, page)
+	b.mu.Unlock()
+	add64(&r.d.resident, -r.fpp)
+	r.d.drop(page)
+	if v&pinMask != 0 {
+		p.giveCredits(page, r.fpp)
+	}
+	p.unreserve(r.fpp)
+	for w := ready; w != nil; {
+		next := w.next
+		w.op.fail(err)
+		w.op.pageDone()
+		w = next
+	}
+}
+
+// abandonAll completes every waiting op of r with err; for Close. Pins that
+// waiters held in words on their way are taken back.
+func (p *Pager) abandonAll(r *Region, err error) {
+	for i := range p.buckets {
+		b := &p.buckets[i]
+		b.mu.Lock()
+		var out *waiter
+		for at := &b.head; *at != nil; {
+			w := *at
+			if w.op.r != r {
+				at = &w.next
+				continue
+			}
+			*at = w.next
+			w.next, out = out, w
+		}
+		b.mu.Unlock()
+		for w := out; w != nil; {
+			next := w.next
+			if w.pin {
+				r.unpin(pageRange{w.page, 1}, false)
+			}
+			w.op.fail(err)
+			w.op.pageDone()
+			w = next
+		}
+	}
+}

@@ -1,0 +1,127 @@
+//go:build linux
+
+package pager
+
+import (
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+const (
+	frameShift  = 12
+	noticeSlots = 4096
+)
+
+// pagerWords are the counters of one Pager that the handler and the fault
+// server share with ordinary code. They live in the Pager, which every live
+// region keeps alive.
+type pagerWords struct {
+	free    int64 // frames nobody has; negative while a smaller budget is being reached
+	_       [56]byte
+	credits int64 // frames that may still be pinned or dirty; see credit.go
+	_       [56]byte
+	dirty   int64 // frames
+	stolen  uint64
+	served  uint64 // pages loaded by the fault server
+	srvRead uint64 // bytes
+
+	hand uint32 // next leaf the fault server looks at for a victim
+
+	// Notices from P-less code to the housekeeper.
+	noticeTail uint64
+	noticeHead uint64
+	noticeLost uint32 // some did not fit: look at everything
+	sleeping   uint32 // the housekeeper waits for wakeFD
+	wakeFD     int32
+	lowWater   int64 // frames: below, the housekeeper evicts
+	notices    [noticeSlots]uint64
+}
+
+// Notices: kind | descriptor | page.
+const (
+	noticeLoaded = 1 + iota // the server made the page Resident
+	noticeFailed            // the server failed to read a page that has waiters
+	noticeDirty             // a write fault made the page Dirty
+	noticeRoom              // free frames are low
+)
+
+const (
+	noticePageBits = 36
+	noticeDescBits = 24
+)
+
+// notify tells the housekeeper, who is woken only if urgent.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) notify(kind uint64, d uint32, page uint64, urgent bool) {
+	for {
+		t := bare.Load64(&w.noticeTail)
+		if t-bare.Load64(&w.noticeHead) >= noticeSlots {
+			bare.Store32(&w.noticeLost, 1)
+			urgent = true
+			break
+		}
+		if bare.Cas64(&w.noticeTail, t, t+1) {
+			if t-bare.Load64(&w.noticeHead) >= noticeSlots/2 {
+				urgent = true
+			}
+			s := (*uint64)(unsafe.Add(unsafe.Pointer(&w.notices), uintptr(t%noticeSlots)*8))
+			bare.Store64(s, kind<<60|uint64(d)<<noticePageBits|page)
+			break
+		}
+	}
+	if urgent {
+		w.wake()
+	}
+}
+
+// wake wakes the housekeeper if it sleeps.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) wake() {
+	if bare.Load32(&w.sleeping) != 0 && bare.Cas32(&w.sleeping, 1, 0) {
+		eventfdSignal(w.wakeFD)
+	}
+}
+
+// takeFrames takes n free frames if there are so many.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) takeFrames(n int64) bool {
+	p := (*uint64)(unsafe.Pointer(&w.free))
+	for {
+		v := bare.Load64(p)
+		if int64(v) < n {
+			return false
+		}
+		if bare.Cas64(p, v, v-uint64(n)) {
+			return true
+		}
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) giveFrames(n int64) int64 {
+	return int64(bare.Add64((*uint64)(unsafe.Pointer(&w.free)), uint64(n)))
+}
+
+//go:nosplit
+//go:norace
+func add64(p *int64, n int64) int64 {
+	return int64(bare.Add64((*uint64)(unsafe.Pointer(p)), uint64(n)))
+}
+
+//go:nosplit
+//go:norace
+func load64(p *int64) int64 { return int64(bare.Load64((*uint64)(unsafe.Pointer(p)))) }
+
+func bareStore64(p *int64, n int64) { bare.Store64((*uint64)(unsafe.Pointer(p)), uint64(n)) }
