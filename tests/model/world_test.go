@@ -48,7 +48,8 @@ type regionSpec struct {
 }
 
 // kinds of stores: a file read directly, the same through the page cache,
-// memory, memory behind 50 µs to 1 ms of latency, and an io.ReaderAt.
+// memory, memory that takes up to half a millisecond and finishes out of order,
+// and an io.ReaderAt.
 var kinds = []string{"file", "cached", "memory", "slow", "reader"}
 
 func (s spec) String() string {
@@ -79,6 +80,7 @@ type region struct {
 	writable bool
 	path     string // of a file store
 	mem      []byte // of a memory store
+	slow     *store.Faulty
 	seed     uint64
 
 	// size guards Len: Resize takes it for writing.
@@ -178,7 +180,10 @@ func (r *region) open(dir string, i int) (store.Store, error) {
 			r.mem = k.Mem
 		}
 		if r.kind == "slow" {
-			return &fixture.Tap{Store: s, Delay: 100 * time.Microsecond}, nil
+			r.slow = store.NewFaulty(s, store.FaultyOptions{
+				Seed: r.seed, Latency: 100 * time.Microsecond, Jitter: 400 * time.Microsecond, Reorder: 4, Check: true,
+			})
+			return r.slow, nil
 		}
 		return s, nil
 	case "reader":
@@ -295,6 +300,12 @@ func (w *world) close() error {
 		if err := r.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("region %d: Close: %w", i, err))
 			continue
+		}
+		if r.slow != nil {
+			// I3, seen by the store.
+			if c := r.slow.Counts(); c.Overlaps != 0 || c.Changed != 0 || c.InFlight != 0 {
+				errs = append(errs, fmt.Errorf("region %d: %d writes overlapped, %d changed under way, %d transfers outlived Close", i, c.Overlaps, c.Changed, c.InFlight))
+			}
 		}
 		if r.path == "" {
 			continue
