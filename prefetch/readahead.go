@@ -96,10 +96,17 @@ func (r *readahead) sequential(e Event, plan *Plan) bool {
 	if dir < 0 {
 		from, to = -run.hi, -run.lo
 	}
-	i, falseStart := r.table.add(stream{dir: dir, start: from, trail: from, dropped: from, pos: to, next: to + 1, window: window})
+	r.begin(stream{step: dir, start: from, pos: to, window: window}, plan)
+	return true
+}
+
+// begin puts a stream, of which start, pos and window are known, in the table
+// and plans its first pages.
+func (r *readahead) begin(s stream, plan *Plan) {
+	s.next, s.trail, s.dropped = s.pos+1, s.start, s.start
+	i, falseStart := r.table.add(s)
 	r.judge(falseStart)
 	r.refill(i, plan)
-	return true
 }
 
 func (r *readahead) judge(falseStart bool) {
@@ -124,7 +131,7 @@ func (r *readahead) stake(plan *Plan) (need int, window int64) {
 // advance takes note that the reader of stream i has come to the event's page.
 func (r *readahead) advance(i int, e Event, plan *Plan) {
 	s := r.table.use(i)
-	x := s.dir * e.Page
+	x, _ := s.position(e.Page)
 	if x <= s.pos {
 		return // inside a copy that began at its far end, or missed again
 	}
@@ -159,7 +166,7 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 			s.proven = true
 			r.doubt = max(r.doubt-2, 0)
 		}
-		s.window = min(2*s.window, r.limit(plan))
+		s.window = 2 * s.window
 		r.dropBehind(s, plan)
 	}
 	if boundary || s.next-s.pos <= s.window/2 {
@@ -167,11 +174,14 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 	}
 }
 
-// limit is the largest window of one stream in pages.
-func (r *readahead) limit(plan *Plan) int64 {
+// limit is the largest window of the stream in pages.
+func (r *readahead) limit(s *stream, plan *Plan) int64 {
 	if r.largest == 0 {
 		r.largest = plan.pages(r.maxBytes)
 		r.ceiling = r.largest
+	}
+	if s.step != 1 && s.step != -1 {
+		return min(r.ceiling, maxSteps)
 	}
 	return r.ceiling
 }
@@ -183,35 +193,27 @@ const aheadShare = 8
 // refill plans pages of stream i until its window is full.
 func (r *readahead) refill(i int, plan *Plan) {
 	s := &r.table.streams[i]
-	window := min(s.window, r.limit(plan))
+	s.window = min(s.window, r.limit(s, plan))
+	window := s.window
 	if plan.Budget > 0 {
 		window = min(window, plan.Budget/aheadShare/int64(r.table.active))
 	}
 	if window < 2 {
 		return // a budget of a few pages is not for guesses
 	}
-	room, part := plan.Room, partOf(window)
-	end := plan.Pages // the first x outside the region
-	if s.dir < 0 {
-		end = 1
-	}
+	room, part, end := plan.Room, partOf(window), s.end(plan.Pages)
 	for s.next+part-1 <= s.pos+window && room > 0 && s.next < end {
 		first, n := s.next, min(part, end-s.next)
 		// The page by which the reader enters this part tells of it, unless
 		// the reader is there or there is nothing more to plan.
 		if first > s.pos+1 && first+n < end && s.addBoundary(first) && !s.sees {
-			plan.Mark(s.dir * first)
+			plan.Mark(s.page(first))
 			first++
 		}
 		n = min(n, first-s.next+room)
 		r.table.set(i, s.pos, s.next+n)
-		count := s.next - first
-		room -= count
-		if s.dir > 0 {
-			plan.Add(first, count)
-		} else {
-			plan.Add(-(s.next - 1), count)
-		}
+		room -= s.next - first
+		s.runs(first, s.next, plan.Add)
 	}
 }
 
@@ -236,12 +238,7 @@ func (r *readahead) dropBehind(s *stream, plan *Plan) {
 	if r.keepBehind || until-s.dropped < plan.pages(dropAfter)/4 || until-s.start < plan.pages(dropAfter) {
 		return
 	}
-	n := until - s.dropped
-	if s.dir > 0 {
-		plan.Behind(s.dropped, n)
-	} else {
-		plan.Behind(-(until - 1), n)
-	}
+	s.runs(s.dropped, until, plan.Behind)
 	s.dropped = until
 }
 

@@ -1,10 +1,11 @@
 package prefetch
 
-// stream is one sequential reader. Positions are in the direction of travel:
-// x = page for a forward and x = -page for a backward stream, so that all
-// arithmetic is that of a forward one.
+// stream is one reader that goes through pages with a fixed step. Its positions
+// count steps, x = (page-base)/step, so that all arithmetic is that of a
+// sequential reader going forward.
 type stream struct {
-	dir     int64 // 1 or -1
+	base    int64 // a page of the stream; 0 if |step| is 1
+	step    int64 // 1: forward; -1: backward; others: see Stride
 	start   int64 // where it began
 	pos     int64 // the furthest page known to have been reached
 	next    int64 // the first page not planned yet
@@ -70,14 +71,51 @@ func (s *stream) passBoundaries(x int64) bool {
 	return true
 }
 
-// zone is the span of pages whose events belong to the stream.
-func (s *stream) zone() span {
-	lo, hi := s.pos-slack, s.next+gap-1
-	if s.dir < 0 {
-		lo, hi = -hi, -lo
+func (s *stream) page(x int64) int64 { return s.base + x*s.step }
+
+// position is the inverse of page; the second result is false for pages the
+// stream does not step on.
+func (s *stream) position(p int64) (int64, bool) {
+	switch s.step {
+	case 1:
+		return p, true
+	case -1:
+		return -p, true
 	}
-	return span{lo, hi}
+	return (p - s.base) / s.step, (p-s.base)%s.step == 0
 }
+
+// pages is the span from x to y.
+func (s *stream) pages(x, y int64) span {
+	if s.step < 0 {
+		x, y = y, x
+	}
+	return span{s.page(x), s.page(y)}
+}
+
+// runs gives add the pages from x up to y, not included.
+func (s *stream) runs(x, y int64, add func(first, n int64)) {
+	switch {
+	case x >= y:
+	case s.step == 1 || s.step == -1:
+		add(s.pages(x, y-1).lo, y-x)
+	default:
+		for ; x < y; x++ {
+			add(s.page(x), 1)
+		}
+	}
+}
+
+// end is the first position outside a region of that many pages.
+func (s *stream) end(pages int64) int64 {
+	if s.step < 0 {
+		return s.base/-s.step + 1
+	}
+	return (pages - s.base + s.step - 1) / s.step
+}
+
+// zone is the span of pages whose events belong to the stream.
+func (s *stream) zone() span { return s.pages(s.pos-slack, s.next+gap-1) }
 
 // streamTable finds the stream of a page.
 type streamTable struct {
@@ -93,20 +131,26 @@ type streamTable struct {
 // stream that had none counts as gone.
 const idleAfter = 256
 
-// find returns the stream whose zone holds page p, or -1.
+// find returns the stream that has page p in its zone and steps on it, or -1.
 func (t *streamTable) find(p int64) int {
-	if t.last < len(t.zones) {
-		if z := t.zones[t.last]; p >= z.lo && p <= z.hi {
-			return t.last
-		}
+	if t.last < len(t.zones) && t.owns(t.last, p) {
+		return t.last
 	}
 	for i := range t.zones {
-		if z := &t.zones[i]; p >= z.lo && p <= z.hi {
+		if t.owns(i, p) {
 			t.last = i
 			return i
 		}
 	}
 	return -1
+}
+
+func (t *streamTable) owns(i int, p int64) bool {
+	if !t.zones[i].near(p, 0) {
+		return false
+	}
+	_, ok := t.streams[i].position(p)
+	return ok
 }
 
 // add puts a new stream in the table, in place of the one seen longest ago
