@@ -67,9 +67,20 @@ func measure(b *testing.B, f func()) {
 
 func randomPage() int64 { return rand.Int64N(benchSize/benchPage) * benchPage }
 
-// BenchmarkRandomRead: one goroutine keeps QD direct 4 KiB reads under way.
+// BenchmarkRandomRead: one goroutine keeps QD direct 4 KiB reads under way;
+// pread is the bare system call.
 func BenchmarkRandomRead(b *testing.B) {
 	fd := benchFile(b)
+	b.Run("qd=1/pread", func(b *testing.B) {
+		buf := buffer(b, benchPage)
+		measure(b, func() {
+			for range b.N {
+				if _, err := unix.Pread(fd, buf, randomPage()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	})
 	for _, qd := range []int{1, 16, 64} {
 		for _, k := range engines {
 			b.Run(fmt.Sprintf("qd=%d/%s", qd, k.name), func(b *testing.B) {
@@ -153,5 +164,49 @@ func BenchmarkRequesters(b *testing.B) {
 				<-reaper
 			})
 		}
+	}
+}
+
+// BenchmarkOverhead: what an engine adds to a read that has no device in it,
+// 8 at a time; pread is the bare system call.
+func BenchmarkOverhead(b *testing.B) {
+	fd, err := unix.MemfdCreate("bench", unix.MFD_CLOEXEC)
+	if err != nil {
+		b.Skip(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Pwrite(fd, pattern(benchPage, 1), 0); err != nil {
+		b.Fatal(err)
+	}
+	buf := buffer(b, 8*benchPage)
+	b.Run("pread", func(b *testing.B) {
+		measure(b, func() {
+			for range b.N {
+				if _, err := unix.Pread(fd, buf[:benchPage], 0); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	})
+	for _, k := range engines {
+		b.Run(k.name, func(b *testing.B) {
+			e := mustOpen(b, k.open, 64)
+			done := 0
+			ops := make([]*Op, 8)
+			for i := range ops {
+				ops[i] = &Op{FD: fd, Buf: buf[i*benchPage:][:benchPage], Done: func(*Op) { done++ }}
+			}
+			measure(b, func() {
+				for left := b.N; left > 0; left -= len(ops) {
+					done = 0
+					e.Submit(ops)
+					for done < len(ops) {
+						if e.Reap(8) == 0 {
+							e.Wait(context.Background())
+						}
+					}
+				}
+			})
+		})
 	}
 }

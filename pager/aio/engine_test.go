@@ -393,6 +393,7 @@ func TestWaitEnds(t *testing.T) {
 		wait := func(ctx context.Context) chan error {
 			c := make(chan error, 1)
 			go func() { c <- e.Wait(ctx) }()
+			time.Sleep(10 * time.Millisecond) // most likely it is parked by now
 			return c
 		}
 		get := func(c chan error) error {

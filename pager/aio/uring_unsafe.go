@@ -85,7 +85,9 @@ const (
 // interrupts or wakes for the purpose, whatever that thread is at: with
 // goroutines submitting from many threads this is what io_uring costs more
 // than Linux AIO here. (The modes that avoid it, IORING_SETUP_DEFER_TASKRUN
-// and SINGLE_ISSUER, want one thread that does nothing else.)
+// and SINGLE_ISSUER, want one thread that does nothing else.) Registered files
+// and buffers saved 3-8 % of the CPU time of a read, less than that costs, and
+// would have to be told of every file that opens and closes: not done.
 type uring struct {
 	fd    int
 	rings []byte // both rings
