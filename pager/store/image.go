@@ -1,9 +1,6 @@
 package store
 
-import (
-	"cmp"
-	"slices"
-)
+import "slices"
 
 // Sector is the unit in which Image lets a change survive: a device writes a
 // sector of 512 bytes whole or not at all, and promises no more.
@@ -69,7 +66,8 @@ func (x *Record) lost(flushed int) bool {
 // begun whatever survives (nil: nothing). The image is the caller's; NewMemoryOf
 // makes a store of it.
 //
-// Changes apply in the order in which they ended, those under way last.
+// Changes apply in the order in which they began. Two of the same bytes under
+// way at once have no order, and no owner of a Store may start them.
 func (r *Recording) Image(tick int, survives Survives) []byte {
 	r.rec.mu.Lock()
 	flushed := r.rec.flushed(r, tick)
@@ -83,14 +81,6 @@ func (r *Recording) Image(tick int, survives Survives) []byte {
 		}
 	}
 	r.rec.mu.Unlock()
-
-	at := func(x Record) int {
-		if x.Ended == 0 || x.Ended > tick {
-			return tick + 1
-		}
-		return x.Ended
-	}
-	slices.SortStableFunc(log, func(a, b Record) int { return cmp.Compare(at(a), at(b)) })
 	img := slices.Clone(r.base)
 	for _, x := range log {
 		if !x.lost(flushed) {

@@ -115,6 +115,18 @@ func TestFlushPromisesNoMoreThanItCan(t *testing.T) {
 	if len(late()) != 1 {
 		t.Fatal("held write not done")
 	}
+	// Now the write ends while the flush is under way.
+	f.HoldDone(OnWrite | OnFlush)
+	begin(r, put(3*Sector, Sector, 'x'))
+	begin(r, &aio.Op{Code: aio.Flush})
+	f.Step(1)
+	f.Release()
+	if got := shape(r.Image(r.rec.Now(), nil)); got != "a---" {
+		t.Errorf("a write that ended during the flush is durable: %s", got)
+	}
+	if err := r.Discard(3*Sector, Sector); err != nil {
+		t.Fatal(err)
+	}
 	f.Inject(Fault{Ops: OnWrite, Err: syscall.EIO, Short: Sector}, Fault{Ops: OnFlush, Nth: 2, Err: syscall.EIO})
 	bad := put(Sector, 2*Sector, 'b')
 	now(t, r, bad)
