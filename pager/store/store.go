@@ -1,5 +1,6 @@
-// Package store says what backs a region: a file, a block device, memory, any
-// io.ReaderAt, or one of these with scripted faults.
+// Package store says what backs a region: a file, a block device, memory or any
+// io.ReaderAt; and, for tests, one of these with scripted faults ([Faulty]) or
+// with a record of what a loss of power would leave ([Recording]).
 //
 // A [Store] is asynchronous: Start begins transfers and each finishes through
 // its Done. A store with a kernel form ([Kernel]) can be read and written
