@@ -86,6 +86,13 @@ type Op struct {
 	Off  int64  // byte offset in the file; a multiple of the device's logical block for O_DIRECT
 	Buf  []byte // memory that does not move (mmap, not the Go heap), aligned like Off for O_DIRECT
 
+	// Buffered says that FD was not opened with O_DIRECT. It is never needed
+	// for the result, and makes Submit keep its word: Linux AIO would do a
+	// buffered transfer inside io_submit, waiting for the device. With
+	// Buffered it only does what the page cache has (RWF_NOWAIT) and leaves
+	// the rest to a few threads. The other engines do not look at it.
+	Buffered bool
+
 	// Done is called exactly once, when the transfer is whole, has met the end
 	// of the file (a short N with a nil Err), or has failed. The engines of
 	// this package run it on a goroutine that is inside Reap or Close, or
@@ -114,10 +121,10 @@ type Engine interface {
 	// After Close every op finishes with ErrClosed. The slice is not kept.
 	//
 	// The kernel itself may make the system call wait: for file system
-	// metadata that is not cached, for a write that allocates blocks, for
-	// any file not opened with O_DIRECT (there Linux AIO does the whole
-	// transfer inside io_submit), and when the device's own queue is full.
-	// The thread is then in a system call, its P free for others.
+	// metadata that is not cached, for a write that allocates blocks, for a
+	// file that is not open with O_DIRECT (see Op.Buffered), and when the
+	// device's own queue is full. The thread is then in a system call, its P
+	// free for others.
 	Submit(ops []*Op)
 
 	// Reap runs Done for at most max finished ops on the calling goroutine and

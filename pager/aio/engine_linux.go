@@ -203,20 +203,15 @@ func (e *engine) requeue(b batch) {
 	}
 }
 
-// refuse finishes the op that the kernel would not take. EINVAL is how it says
-// that a file cannot do the operation asynchronously (no read_iter; fdatasync
-// through io_submit before Linux 4.18): then a thread asks once more in the
-// ordinary way, and has the last word.
+// refuse finishes the op that the kernel would not take. If that may only mean
+// that the file cannot do it asynchronously (EINVAL: no read_iter, or fdatasync
+// through io_submit before Linux 4.18; EOPNOTSUPP: no RWF_NOWAIT), a thread
+// asks once more in the ordinary way and has the last word.
 func (e *engine) refuse(slot int32, errno syscall.Errno) {
 	e.mu.Lock()
-	if errno == syscall.EINVAL && e.kind != Threads {
-		if e.helper == nil {
-			e.helper = newThreads(helperThreads, e.depth, e.wake.kick)
-		}
-		e.helper.prepare(slot, e.slots[slot])
-		h := e.helper
+	if e.kind != Threads && (errno == syscall.EINVAL || errno == syscall.EOPNOTSUPP) {
+		e.assist(slot)
 		e.mu.Unlock()
-		h.submit(batch{n: 1, slots: [batchSize]int32{slot}})
 		return
 	}
 	op := e.vacate(slot)
@@ -224,6 +219,22 @@ func (e *engine) refuse(slot int32, errno syscall.Errno) {
 	e.finished.push(op)
 	e.mu.Unlock()
 	e.wake.kick()
+}
+
+// wouldBlock says that the backend did not do a buffered transfer because it
+// would have had to wait in it.
+func (e *engine) wouldBlock(op *Op, res int64) bool {
+	return op.Buffered && e.kind != Threads && (res == -int64(syscall.EAGAIN) || res == -int64(syscall.EOPNOTSUPP))
+}
+
+// assist hands slot to the threads. Called with mu, which never waits for the
+// threads' own lock: they hold it for a few lines.
+func (e *engine) assist(slot int32) {
+	if e.helper == nil {
+		e.helper = newThreads(helperThreads, e.depth, e.wake.kick)
+	}
+	e.helper.prepare(slot, e.slots[slot])
+	e.helper.submit(batch{n: 1, slots: [batchSize]int32{slot}})
 }
 
 // stalled says that the backlog cannot count on a completion. Called with mu.
@@ -251,10 +262,13 @@ func (e *engine) reapChunk(max int) (ran int, more bool) {
 		b    batch
 	)
 	e.mu.Lock()
-	n := e.take(max)
-	for _, c := range e.cs[:n] {
+	n, own := e.take(max)
+	for i, c := range e.cs[:n] {
 		op := e.slots[c.slot]
 		switch {
+		case i < own && e.wouldBlock(op, c.res):
+			e.assist(c.slot)
+			continue
 		case c.res == -int64(syscall.ECANCELED) && e.closing.Load():
 			op.Err = ErrClosed
 		case c.res == -int64(syscall.ECANCELED) || !op.advance(c.res):
@@ -285,16 +299,18 @@ func (e *engine) reapChunk(max int) (ran int, more bool) {
 	return ran, n+ran > 0
 }
 
-// take fills e.cs with at most max completions. Called with mu.
-func (e *engine) take(max int) int {
+// take fills e.cs with at most max completions, the first own of them the
+// backend's and not the helper's. Called with mu.
+func (e *engine) take(max int) (n, own int) {
 	if len(e.free) == e.depth || e.freed {
-		return 0
+		return 0, 0
 	}
-	n := e.back.take(e.cs[:max])
+	n = e.back.take(e.cs[:max])
+	own = n
 	if e.helper != nil && n < max {
 		n += e.helper.take(e.cs[n:max])
 	}
-	return n
+	return n, own
 }
 
 // leave counts n ops whose Done has returned.

@@ -140,6 +140,7 @@ func TestErrorsAreTheOpsOwn(t *testing.T) {
 			{&Op{Code: Flush, FD: -1}, unix.EBADF},
 			{&Op{Code: Write, FD: readOnly, Buf: buf[:4096]}, unix.EBADF},
 			{&Op{FD: fd, Off: -4096, Buf: buf[:4096]}, unix.EINVAL},
+			{&Op{FD: fd, Off: -1, Buf: buf[:4096]}, unix.EINVAL}, // not the file's position
 			{&Op{FD: fd, Buf: hole}, unix.EFAULT},
 			{&Op{FD: dir, Buf: buf[:4096]}, unix.EISDIR},
 			{&Op{Code: Flush, FD: pipe[0]}, unix.EINVAL},
@@ -147,7 +148,7 @@ func TestErrorsAreTheOpsOwn(t *testing.T) {
 		var ops, good []*Op
 		for i, b := range bad {
 			ops = append(ops, b.op)
-			if i < 4 {
+			if i < 4 { // as many as there are slots
 				g := &Op{FD: fd, Buf: buf[i*4096:][:4096]}
 				good, ops = append(good, g), append(ops, g)
 			}
@@ -202,6 +203,39 @@ func TestTmpfs(t *testing.T) {
 		if op.N != len(content) || op.Err != nil || !bytes.Equal(buf[:op.N], content) || flush.Err != nil {
 			t.Errorf("%d bytes, %v, %v", op.N, op.Err, flush.Err)
 		}
+	})
+}
+
+// What is not in the page cache is still read, and by a thread where Linux AIO
+// would have waited for it inside Submit.
+func TestBufferedFileOutsideThePageCache(t *testing.T) {
+	const page, pages = 4096, 256
+	content := pattern(page*pages, 17)
+	fd := file(t, content, false)
+	eachEngine(t, 64, func(t *testing.T, e Engine) {
+		if err := unix.Fsync(fd); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
+			t.Fatal(err)
+		}
+		unix.Fadvise(fd, 0, 0, unix.FADV_RANDOM)
+		buf := buffer(t, len(content))
+		var ops []*Op
+		for i := range pages {
+			ops = append(ops, &Op{FD: fd, Off: int64(i) * page, Buf: buf[i*page:][:page], Buffered: true})
+		}
+		ops = append(ops, &Op{Code: Flush, FD: fd, Buffered: true}, &Op{FD: fd, Off: pages * page, Buf: buf[:1], Buffered: true})
+		run(t, e, ops...)
+		for i, op := range ops {
+			if op.Err != nil || i < pages && op.N != page || i >= pages && op.N != 0 {
+				t.Fatalf("op %d: %d, %v", i, op.N, op.Err)
+			}
+		}
+		if !bytes.Equal(buf, content) {
+			t.Error("other bytes than the file's")
+		}
+		t.Logf("threads helped: %v", e.(*engine).helper != nil)
 	})
 }
 
@@ -413,6 +447,12 @@ func TestWaitEnds(t *testing.T) {
 		}
 		if err := get(wait(ctx)); err != context.Canceled {
 			t.Errorf("cancelled before: %v", err)
+		}
+		ctx, cancel = context.WithCancel(context.Background())
+		c = wait(ctx)
+		cancel()
+		if err := get(c); err != context.Canceled {
+			t.Errorf("another one cancelled: %v", err)
 		}
 		// A cancelled context leaves nothing behind for the next one.
 		c = wait(context.Background())

@@ -116,6 +116,9 @@ func (k *kaio) prepare(slot int32, op *Op) {
 	default:
 		cb.opcode = iocbPread
 	}
+	if op.Buffered {
+		cb.rwFlags = unix.RWF_NOWAIT
+	}
 	buf, off := op.rest()
 	cb.buf = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(buf))))
 	cb.nbytes = uint64(len(buf))

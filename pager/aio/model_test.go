@@ -41,6 +41,7 @@ func TestModel(t *testing.T) {
 
 	rapid.Check(t, func(t *rapid.T) {
 		direct := len(fds) == 2 && rapid.Bool().Draw(t, "direct")
+		buffered := !direct && rapid.Bool().Draw(t, "buffered")
 		fd, unit := fds[direct], 1
 		if direct {
 			unit = 4096
@@ -76,7 +77,7 @@ func TestModel(t *testing.T) {
 					}
 					room -= n
 					off := rapid.IntRange(0, most/2/unit).Draw(t, "offset") * unit
-					ops = append(ops, &Op{FD: fd, Off: int64(off), Buf: mem[most-room-n:][:n:n]})
+					ops = append(ops, &Op{FD: fd, Off: int64(off), Buf: mem[most-room-n:][:n:n], Buffered: buffered})
 					if rapid.IntRange(0, 5).Draw(t, "more") == 0 {
 						break
 					}
@@ -101,7 +102,7 @@ func TestModel(t *testing.T) {
 					}
 					buf := mem[off:][:n:n]
 					copy(buf, pattern(n, rapid.Uint64().Draw(t, "bytes")))
-					ops = append(ops, &Op{Code: Write, FD: fd, Off: int64(off), Buf: buf})
+					ops = append(ops, &Op{Code: Write, FD: fd, Off: int64(off), Buf: buf, Buffered: buffered})
 					if end := off + n; end > len(model) {
 						model = append(model, make([]byte, end-len(model))...)
 					}

@@ -314,3 +314,59 @@ func TestHelperDoesWhatTheKernelRefuses(t *testing.T) {
 	}
 	e.Close()
 }
+
+// The kernel did the part that it had in memory: a thread does the rest, and
+// nobody asks the kernel again and again.
+func TestHelperDoesWhatWouldBlock(t *testing.T) {
+	content := pattern(4096, 18)
+	fd := file(t, content, false)
+	for _, refusal := range []syscall.Errno{syscall.EAGAIN, syscall.EOPNOTSUPP} {
+		asked := 0
+		s := &script{finish: func(op *Op) (int64, bool) {
+			if asked++; op.N == 0 {
+				return int64(copy(op.Buf[:1000], content)), true
+			}
+			return -int64(refusal), true
+		}}
+		e := scripted(4, s)
+		op := &Op{FD: fd, Buf: buffer(t, 4096), Buffered: true}
+		run(t, e, op)
+		if op.N != 4096 || op.Err != nil || string(op.Buf) != string(content) || asked != 2 {
+			t.Errorf("%v: %d, %v, kernel asked %d times", refusal, op.N, op.Err, asked)
+		}
+		// Without Buffered, the error is the caller's.
+		op = &Op{FD: fd, Buf: buffer(t, 4096)}
+		run(t, e, op)
+		if op.N != 1000 || op.Err != refusal {
+			t.Errorf("%v: %d, %v", refusal, op.N, op.Err)
+		}
+		e.Close()
+	}
+}
+
+// An entry that io_uring_enter did not take is not left in the ring, where the
+// next call would find it.
+func TestIOURingTakesBackWhatWasRefused(t *testing.T) {
+	eng := mustOpen(t, func(d int) (Engine, error) { return Open(Options{IOURing, d}) }, 4)
+	u := eng.(*engine).back.(*uring)
+	content := pattern(4096, 19)
+	fd := file(t, content, false)
+	ring := u.fd
+	u.fd = -1
+	refused := []*Op{{FD: fd, Buf: buffer(t, 1)}, {FD: fd, Buf: buffer(t, 1)}}
+	run(t, eng, refused...)
+	u.fd = ring
+	for _, op := range refused {
+		if op.Err != unix.EBADF || op.Buf[0] != 0 {
+			t.Errorf("%d, %v", op.N, op.Err)
+		}
+	}
+	op := &Op{FD: fd, Buf: buffer(t, 4096)}
+	run(t, eng, op)
+	if op.N != 4096 || op.Err != nil || string(op.Buf) != string(content) {
+		t.Errorf("%d, %v", op.N, op.Err)
+	}
+	if refused[0].Buf[0] != 0 || refused[1].Buf[0] != 0 {
+		t.Error("a refused read was made after all")
+	}
+}

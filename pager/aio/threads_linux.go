@@ -8,8 +8,8 @@ import (
 )
 
 // helperThreads is how many goroutines carry out what an asynchronous backend
-// refuses.
-const helperThreads = 4
+// refuses: mostly reads of buffered files that are not in the page cache.
+const helperThreads = 8
 
 // threads is the backend that needs nothing from the kernel: a bounded set of
 // goroutines in pread(2), pwrite(2) and fdatasync(2). They are started as work
