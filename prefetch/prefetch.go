@@ -130,11 +130,16 @@ func (p *Plan) Reset() {
 
 // pages converts a length in bytes to pages, at least one.
 func (p *Plan) pages(bytes int64) int64 {
-	size := p.PageSize
-	if size <= 0 {
-		size = 4096
+	return max(1, bytes/p.pageSize())
+}
+
+const defaultPageSize = 4096
+
+func (p *Plan) pageSize() int64 {
+	if p.PageSize <= 0 {
+		return defaultPageSize
 	}
-	return max(1, bytes/size)
+	return p.PageSize
 }
 
 // Policy decides. See the package comment for the rules it lives by.
