@@ -27,8 +27,8 @@ import (
 // it is not an eventfd, EMFILE if there is no descriptor left for the first
 // call in the process, ENOSPC if fs.epoll.max_user_watches is used up. Closing
 // efd while Await waits for it is a mistake, as it is with epoll(7): the wait
-// ends with EBADF at the next signal, if somebody holds a duplicate to signal, or at
-// the next Await on the same number; otherwise with ctx. Nothing is ever
+// ends with EBADF at the next signal, if somebody holds a duplicate to signal,
+// or at the next Await on the same number; otherwise with ctx. Nothing is ever
 // read from another file that got the number meanwhile.
 //
 // In a coroutine of a [Loop] Await stops the whole loop: use [Task.Await] there.
@@ -105,15 +105,15 @@ func (a *awaiter) cancel(w *efdWaiter) bool {
 // reap answers waits until there is none. It is the only caller of the
 // poller's wait: the next one starts under the lock that this one left under.
 func (a *awaiter) reap() {
-	var events [efdBatch]efdEvent
+	var ready [efdBatch]int32
 	for {
-		n, err := a.set.poller.wait(events[:])
+		n, err := a.set.poller.wait(ready[:])
 		a.mu.Lock()
 		if err != nil {
 			a.set.failAll(err)
 		}
-		for _, ev := range events[:n] {
-			a.set.dispatch(ev)
+		for _, fd := range ready[:n] {
+			a.set.dispatch(fd)
 		}
 		if len(a.set.sources) == 0 {
 			a.reaping = false

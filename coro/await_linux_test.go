@@ -289,6 +289,80 @@ func TestAwaitSignalAndCancelTogetherLoseNothing(t *testing.T) {
 	t.Logf("%d signals won, %d cancellations", taken, cancelled)
 }
 
+// The answer has been given when the waiter chooses to give up.
+func TestAwaitReturnsWhatWasTakenForIt(t *testing.T) {
+	efdDeadline(t)
+	fd := efdNew(t, 0)
+	out := make(chan efdResult)
+	for range 50 {
+		ctx, cancel := context.WithCancel(context.Background())
+		efdAwait(ctx, fd, 0, out)
+		// Both come to the lock while it is held, the signal first, so that
+		// most rounds end with the counter taken and the context ended.
+		awaits.mu.Lock()
+		efdSignal(t, fd, 1)
+		time.Sleep(time.Millisecond)
+		cancel()
+		time.Sleep(time.Millisecond)
+		awaits.mu.Unlock()
+		r := <-out
+		if left := efdLeft(t, fd); r.value+left != 1 || (r.err == nil) != (r.value == 1) {
+			t.Fatalf("Await = %d, %v, and %d is left", r.value, r.err, left)
+		}
+	}
+}
+
+// Signals on an eventfd that nobody waits for any more wake nobody.
+func TestEfdSetIsQuietWhenNobodyWaits(t *testing.T) {
+	p, err := openEfdPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	var emitted []*efdWaiter
+	set := newEfdSet(p, func(w *efdWaiter) { emitted = append(emitted, w) })
+	fd := efdNew(t, 0)
+	var ready [efdBatch]int32
+	poll := func() int {
+		n, err := p.poll(ready[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+
+	w := &efdWaiter{}
+	if err := set.add(w, int32(fd)); err != nil {
+		t.Fatal(err)
+	}
+	if !set.cancel(w) || set.cancel(w) {
+		t.Error("a wait is cancelled once")
+	}
+	efdSignal(t, fd, 1)
+	if n := poll(); n != 0 {
+		t.Errorf("%d events after the wait was cancelled", n)
+	}
+
+	if err := set.add(w, int32(fd)); err != nil { // readable already
+		t.Fatal(err)
+	}
+	if n := poll(); n != 1 || int(ready[0]) != fd {
+		t.Fatalf("%d events, want 1", n)
+	}
+	set.dispatch(ready[0])
+	if len(emitted) != 1 || w.value != 1 || set.cancel(w) || len(set.sources) != 0 {
+		t.Errorf("%d answers, value %d, %d sources", len(emitted), w.value, len(set.sources))
+	}
+	efdSignal(t, fd, 1)
+	if n := poll(); n != 0 {
+		t.Errorf("%d events after the wait was answered", n)
+	}
+	set.dispatch(int32(fd)) // a late event
+	if left := efdLeft(t, fd); left != 1 {
+		t.Errorf("a late event took the counter: %d left", left)
+	}
+}
+
 func TestAwaitRefusesWhatIsNoEventfd(t *testing.T) {
 	efdDeadline(t)
 	var pipe [2]int

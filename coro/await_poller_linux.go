@@ -35,13 +35,6 @@ type efdPoller struct {
 	events [128]unix.EpollEvent
 }
 
-// efdEvent says that an eventfd may be readable. The generation is the one
-// given to arm: a number can outlive the file it named.
-type efdEvent struct {
-	fd  int32
-	gen uint32
-}
-
 func openEfdPoller() (*efdPoller, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -75,8 +68,8 @@ func (p *efdPoller) close() error { return p.file.Close() }
 // arm asks for one event when fd is readable, at once if it is already.
 // With fresh it registers fd if need be; without, fd must still name the file
 // that was registered, else the error is ENOENT or EBADF.
-func (p *efdPoller) arm(fd int32, gen uint32, fresh bool) error {
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: fd, Pad: int32(gen)}
+func (p *efdPoller) arm(fd int32, fresh bool) error {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: fd}
 	err := unix.EpollCtl(p.fd, unix.EPOLL_CTL_MOD, int(fd), &ev)
 	if err == unix.ENOENT && fresh {
 		err = unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, int(fd), &ev)
@@ -91,15 +84,16 @@ func (p *efdPoller) disarm(fd int32) error {
 	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_MOD, int(fd), &ev)
 }
 
-// poll stores the events there are, without waiting.
-func (p *efdPoller) poll(out []efdEvent) (int, error) {
+// poll stores the descriptors that may be readable, without waiting. A number
+// can outlive the file it named, so an event is a hint and no more.
+func (p *efdPoller) poll(out []int32) (int, error) {
 	n, err := p.epollWait()
 	return p.take(out, n), err
 }
 
-// wait parks the goroutine until there are events, or wake was called: then
-// it may return none.
-func (p *efdPoller) wait(out []efdEvent) (int, error) {
+// wait is poll, but parks the goroutine until there are events, or wake was
+// called: then it may return none.
+func (p *efdPoller) wait(out []int32) (int, error) {
 	p.n, p.err = 0, nil
 	switch err := p.conn.Read(p.once); {
 	case err == nil:
@@ -130,9 +124,9 @@ func (p *efdPoller) epollWait() (int, error) {
 	}
 }
 
-func (p *efdPoller) take(out []efdEvent, n int) int {
+func (p *efdPoller) take(out []int32, n int) int {
 	for i, ev := range p.events[:n] {
-		out[i] = efdEvent{ev.Fd, uint32(ev.Pad)}
+		out[i] = ev.Fd
 	}
 	return n
 }

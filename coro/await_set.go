@@ -40,14 +40,14 @@ func tryEventfd(efd int) (value uint64, ok bool, err error) {
 type efdSet struct {
 	poller  *efdPoller
 	sources map[int32]*efdSource // only eventfds that are waited for
-	gen     uint32
-	emit    func(*efdWaiter) // told of every waiter that has its answer
+	made    uint64               // sources so far
+	emit    func(*efdWaiter)     // told of every waiter that has its answer
 }
 
 // efdSource is one eventfd and its waiters, oldest first.
 type efdSource struct {
 	fd         int32
-	gen        uint32
+	number     uint64 // in the order in which they were made
 	head, tail *efdWaiter
 }
 
@@ -71,16 +71,16 @@ func newEfdSet(p *efdPoller, emit func(*efdWaiter)) *efdSet {
 // not name any more.
 func (s *efdSet) add(w *efdWaiter, fd int32) error {
 	src := s.sources[fd]
-	if src != nil && s.poller.arm(fd, src.gen, false) != nil {
+	if src != nil && s.poller.arm(fd, false) != nil {
 		s.fail(src, efdError(int(fd), errEfdClosed))
 		src = nil
 	}
 	if src == nil {
-		s.gen++
-		src = &efdSource{fd: fd, gen: s.gen}
+		s.made++
+		src = &efdSource{fd: fd, number: s.made}
 		// Arming reports an eventfd that is readable already, so a signal
 		// between the caller's look at the counter and this line is not lost.
-		if err := s.poller.arm(fd, src.gen, true); err != nil {
+		if err := s.poller.arm(fd, true); err != nil {
 			return err
 		}
 		s.sources[fd] = src
@@ -109,11 +109,11 @@ func (s *efdSet) cancel(w *efdWaiter) bool {
 	return true
 }
 
-// dispatch gives what ev's eventfd counts to who waits for it.
-func (s *efdSet) dispatch(ev efdEvent) {
-	src := s.sources[ev.fd]
-	if src == nil || src.gen != ev.gen {
-		return // of a wait that has ended
+// dispatch gives what the eventfd fd counts to who waits for it.
+func (s *efdSet) dispatch(fd int32) {
+	src := s.sources[fd]
+	if src == nil {
+		return // the event of a wait that has ended
 	}
 	// The event is of the file that was registered; the number may name
 	// another one by now, whose bytes are not ours to take.
@@ -137,7 +137,7 @@ func (s *efdSet) dispatch(ev efdEvent) {
 	}
 	if src.head == nil {
 		delete(s.sources, src.fd)
-	} else if s.poller.arm(src.fd, src.gen, false) != nil {
+	} else if s.poller.arm(src.fd, false) != nil {
 		s.fail(src, efdError(int(src.fd), errEfdClosed))
 	}
 }
@@ -156,7 +156,7 @@ func (s *efdSet) fail(src *efdSource, err error) {
 // failAll ends every wait with err, eventfd by eventfd in the order in which
 // they were first waited for.
 func (s *efdSet) failAll(err error) {
-	all := slices.SortedFunc(maps.Values(s.sources), func(a, b *efdSource) int { return cmp.Compare(a.gen, b.gen) })
+	all := slices.SortedFunc(maps.Values(s.sources), func(a, b *efdSource) int { return cmp.Compare(a.number, b.number) })
 	for _, src := range all {
 		s.poller.disarm(src.fd)
 		s.fail(src, err)

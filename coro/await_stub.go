@@ -7,21 +7,16 @@ package coro
 
 type efdPoller struct{}
 
-type efdEvent struct {
-	fd  int32
-	gen uint32
-}
-
 const efdBatch = 1
 
 func openEfdPoller() (*efdPoller, error) { return nil, ErrNotSupported }
 
-func (*efdPoller) close() error                  { return ErrNotSupported }
-func (*efdPoller) arm(int32, uint32, bool) error { return ErrNotSupported }
-func (*efdPoller) disarm(int32) error            { return ErrNotSupported }
-func (*efdPoller) poll([]efdEvent) (int, error)  { return 0, ErrNotSupported }
-func (*efdPoller) wait([]efdEvent) (int, error)  { return 0, ErrNotSupported }
-func (*efdPoller) wake()                         {}
+func (*efdPoller) close() error              { return ErrNotSupported }
+func (*efdPoller) arm(int32, bool) error     { return ErrNotSupported }
+func (*efdPoller) disarm(int32) error        { return ErrNotSupported }
+func (*efdPoller) poll([]int32) (int, error) { return 0, ErrNotSupported }
+func (*efdPoller) wait([]int32) (int, error) { return 0, ErrNotSupported }
+func (*efdPoller) wake()                     {}
 
 func readEventfd(int32) (uint64, bool, error) { return 0, false, ErrNotSupported }
 func checkEventfd(int32) error                { return ErrNotSupported }

@@ -15,9 +15,9 @@ var ErrLoopClosed = errors.New("coro: loop is closed")
 
 // A Loop runs any number of coroutines on one goroutine: the one that called
 // [Loop.Run] or [Loop.Serve]. A coroutine runs until it waits ([Task.Await]),
-// yields ([Task.Yield]) or returns; then the loop resumes another one, whose eventfd has fired
-// or whose turn it is. Two coroutines of a loop never run at the same time, so
-// what only they touch needs no lock.
+// yields ([Task.Yield]) or returns; then the loop resumes another one, whose
+// eventfd has fired or whose turn it is. Two coroutines of a loop never run at
+// the same time, so what only they touch needs no lock.
 //
 // It is the shape for a server that handles each request in straight-line code
 // without a goroutine, let alone a thread, to be scheduled for each: start the
@@ -34,22 +34,22 @@ var ErrLoopClosed = errors.New("coro: loop is closed")
 //
 // # What stops the whole loop
 //
-// Anything that stops the goroutine: a channel, a mutex, time.Sleep, the package
-// function [Await], a system call that takes long. And a page fault: a plain
-// load from a region's bytes whose page is missing does not know that it is in
-// a coroutine, so the goroutine under all coroutines is stopped until the page is there
-// – parked, so that its thread runs other goroutines, or together with its
-// thread where it cannot be parked. No other coroutine of this loop runs meanwhile; it is correct, but it
-// serves one fault at a time. Such faults are counted by the trap's statistics
-// like all others. Make pages resident first, by a call that signals an
-// eventfd, and touch them then.
+// Anything that stops the goroutine: a channel, a mutex, time.Sleep, the
+// package function [Await], a system call that takes long. And a page fault: a
+// plain load from a region's bytes whose page is missing does not know that it
+// is in a coroutine, so the goroutine under all coroutines is stopped until the
+// page is there – parked, so that its thread runs other goroutines, or together
+// with its thread where it cannot be parked. No other coroutine of this loop
+// runs meanwhile; it is correct, but it serves one fault at a time. Such faults
+// are counted by the trap's statistics like all others. Make pages resident
+// first, by a call that signals an eventfd, and touch them then.
 //
 // # Goroutine state
 //
-// Each coroutine has a stack and a defer chain of its own; debug.SetPanicOnFault
-// applies to the coroutine that calls it. A coroutine must not change whether it is
-// locked to its thread (runtime.LockOSThread); the goroutine that calls Run may
-// be locked.
+// Each coroutine has a stack and a defer chain of its own, and
+// debug.SetPanicOnFault applies to the coroutine that calls it. A coroutine
+// must not change whether it is locked to its thread (runtime.LockOSThread);
+// the goroutine that calls Run may be locked.
 type Loop struct {
 	// Only for the loop's goroutine.
 	set        *efdSet
@@ -63,7 +63,7 @@ type Loop struct {
 	untilIdle  bool // Run, not Serve
 	err        error
 	panicError *PanicError
-	events     [efdBatch]efdEvent
+	fired      [efdBatch]int32 // room for the poller's answer
 
 	mu    sync.Mutex
 	mail  ring[message] // from outside
@@ -96,10 +96,11 @@ type message struct {
 func NewLoop() *Loop { return &Loop{state: loopNew} }
 
 // Go starts fn as a coroutine at the loop's next turn. It may be called from
-// any goroutine, before and while the loop runs, and does not wait. The only error is
-// [ErrLoopClosed]: after Close, after the end of the loop's context, after an error
-// or the loop's return. What was accepted is run exactly once, unless Run
-// itself could not start; if the context has ended by then, with that context.
+// any goroutine, before and while the loop runs, and does not wait. The only
+// error is [ErrLoopClosed]: after Close, after the end of the loop's context,
+// after an error or the loop's return. What was accepted is run exactly once,
+// unless Run itself could not start; if the context has ended by then, with
+// that context.
 //
 // A non-nil error of fn cancels the loop and is what Run returns. A coroutine that
 // serves one request of many should deal with its errors and return nil.
@@ -114,9 +115,10 @@ func (l *Loop) Post(fn func()) error {
 	return l.send(message{call: fn}, false)
 }
 
-// Close makes the loop refuse what Go and Post bring, and Serve return once every coroutine
-// has returned; it does not wait for that and cancels nothing. Coroutines may still
-// start others by [Task.Go]. It may be called from any goroutine, any number of times.
+// Close makes the loop refuse what Go and Post bring, and Serve return once
+// every coroutine has returned; it does not wait for that and cancels nothing.
+// Coroutines may still start others by [Task.Go]. It may be called from any
+// goroutine, any number of times.
 func (l *Loop) Close() {
 	l.mu.Lock()
 	l.state |= loopRefuses
@@ -141,8 +143,8 @@ func (l *Loop) Close() {
 //
 // The result is the first panic, else the first error that a coroutine
 // returned, else ctx.Err() if ctx ended first, else nil. It is
-// [ErrNotSupported] off Linux, and unwraps to a [syscall.Errno] if epoll is not to be
-// had; then nothing was run.
+// [ErrNotSupported] off Linux, and unwraps to a [syscall.Errno] if epoll is not
+// to be had; then nothing was run.
 //
 // Run uses one descriptor, closed when it returns.
 func (l *Loop) Run(ctx context.Context) error { return l.run(ctx, true) }

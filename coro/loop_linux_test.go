@@ -209,6 +209,27 @@ func TestLoopRunsWhatItAccepted(t *testing.T) {
 	}
 }
 
+// Mail that comes while the loop is falling asleep wakes it.
+func TestLoopNeverSleepsOverMail(t *testing.T) {
+	efdDeadline(t)
+	loop := NewLoop()
+	done := make(chan error)
+	go func() { done <- loop.Serve(context.Background()) }()
+	var read atomic.Int64
+	for i := range int64(50000) {
+		loop.Post(func() { read.Store(i + 1) })
+		for spins := 0; read.Load() <= i; spins++ { // busy, to be back while the loop is still on its way to sleep
+			if spins > 100 {
+				runtime.Gosched()
+			}
+		}
+	}
+	loop.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // A coroutine that never waits keeps nobody from noticing an eventfd or mail.
 func TestLoopWithASpinnerStillServesOthers(t *testing.T) {
 	efdDeadline(t)
@@ -250,6 +271,9 @@ func TestLoopContextEndsEveryWait(t *testing.T) {
 			}
 			if _, err := task.Await(fd); err != context.Canceled {
 				t.Errorf("second Await = %v", err)
+			}
+			if _, err := task.AwaitContext(context.Background(), fd); err != context.Canceled {
+				t.Errorf("AwaitContext = %v", err)
 			}
 			if err := loop.Go(func(*Task) error { return nil }); err != ErrLoopClosed {
 				t.Errorf("Loop.Go while it drains = %v", err)
@@ -414,6 +438,61 @@ func TestAwaitContextEndsOneWaitOnly(t *testing.T) {
 			}
 			cancel()
 		}
+		return nil
+	})
+	if err := loop.Run(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// lateContext ends, but is slow to say so: from its second call on, Err waits.
+type lateContext struct {
+	context.Context
+	calls   *atomic.Int32
+	entered chan struct{}
+	gate    chan struct{}
+}
+
+func (c lateContext) Err() error {
+	if c.calls.Add(1) > 1 {
+		close(c.entered)
+		<-c.gate
+	}
+	return c.Context.Err()
+}
+
+// The message that a wait's context has ended comes when that wait has been
+// answered and the coroutine is in its next one.
+func TestLateEndOfAWaitDoesNotEndTheNext(t *testing.T) {
+	efdDeadline(t)
+	loop := NewLoop()
+	first, second := efdNew(t, 0), efdNew(t, 0)
+	inner, cancel := context.WithCancel(context.Background())
+	ctx := lateContext{inner, new(atomic.Int32), make(chan struct{}), make(chan struct{})}
+	inSecond := false
+	loop.Go(func(task *Task) error {
+		if v, err := task.AwaitContext(ctx, first); v != 1 || err != nil {
+			t.Errorf("first wait: %d, %v", v, err)
+		}
+		close(ctx.gate)
+		efdUntil(loop.mailed.Load)
+		inSecond = true
+		if v, err := task.Await(second); v != 2 || err != nil {
+			t.Errorf("second wait: %d, %v", v, err)
+		}
+		return nil
+	})
+	loop.Go(func(task *Task) error {
+		cancel()
+		<-ctx.entered
+		efdSignal(t, first, 1)
+		for !inSecond {
+			task.Yield()
+		}
+		for range 3 * pollEvery { // room for the late message
+			task.Yield()
+		}
+		efdSignal(t, second, 2)
 		return nil
 	})
 	if err := loop.Run(context.Background()); err != nil {

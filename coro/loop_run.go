@@ -157,21 +157,21 @@ func (l *Loop) sleep() {
 		l.sleeping.Store(false)
 		return
 	}
-	n, err := l.set.poller.wait(l.events[:])
+	n, err := l.set.poller.wait(l.fired[:])
 	l.sleeping.Store(false)
 	l.dispatch(n, err)
 }
 
 // poll takes the eventfds that have fired, without waiting.
 func (l *Loop) poll() {
-	n, err := l.set.poller.poll(l.events[:])
+	n, err := l.set.poller.poll(l.fired[:])
 	l.dispatch(n, err)
 }
 
 func (l *Loop) dispatch(n int, err error) {
 	l.unpolled = 0
-	for _, ev := range l.events[:n] {
-		l.set.dispatch(ev)
+	for _, fd := range l.fired[:n] {
+		l.set.dispatch(fd)
 	}
 	if err != nil {
 		l.fail(err)

@@ -64,12 +64,13 @@ func (t *Task) Yield() error {
 	return nil
 }
 
-// Await is the package function [Await] for a coroutine: it stops the coroutine,
-// not the loop, until the counter of the eventfd efd is not zero, takes the counter and
-// returns it. If it is not zero already, Await returns at once and no other coroutine
-// runs. Errors, fairness among several who wait for one eventfd – in this loop,
-// in others, or by the package function – and what happens to a descriptor that is
-// closed meanwhile are as described there.
+// Await is the package function [Await] for a coroutine: it stops the
+// coroutine, not the loop, until the counter of the eventfd efd is not zero,
+// takes the counter and returns it. If it is not zero already, Await returns at
+// once and no other coroutine runs. Errors, and what happens to a descriptor
+// that is closed meanwhile, are as described there. Of the coroutines of one
+// loop that wait for one eventfd the oldest is woken; if several loops, or
+// loops and goroutines, wait for it, one of them gets the signal.
 //
 // When the loop is cancelled Await returns the error of [Task.Context], at
 // once, and takes nothing.
@@ -78,8 +79,8 @@ func (t *Task) Await(efd int) (uint64, error) {
 }
 
 // AwaitContext is Await with a context for this wait alone, a request's
-// deadline for instance; the end of the loop's context ends it as well. The error is
-// that of the context that ended.
+// deadline for instance; the end of the loop's context ends it as well. The
+// error is that of the context that ended.
 func (t *Task) AwaitContext(ctx context.Context, efd int) (uint64, error) {
 	return t.await(ctx, efd)
 }
