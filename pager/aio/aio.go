@@ -27,6 +27,13 @@ import (
 )
 
 // Kind names an engine.
+//
+// Measured with random direct 4 KiB reads, 64 at a time (go test -bench
+// RandomRead): LinuxAIO and IOURing reach what the device can, at the same CPU
+// time when one goroutine submits, AIO at a fifth to a third less when many do.
+// Threads get a third to half of that at two to three times the CPU time when
+// GOMAXPROCS is small: Go hands on the P of a thread in a system call only
+// after some 20 µs.
 type Kind uint8
 
 const (

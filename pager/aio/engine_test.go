@@ -65,15 +65,15 @@ func TestWriteThenFlushIsInTheFile(t *testing.T) {
 // A file's end within, at and before the range, with lengths that O_DIRECT can
 // and cannot continue from.
 func TestEndOfFileIsShortWithoutError(t *testing.T) {
-	for _, direct := range []bool{false, true} {
-		for _, size := range []int{0, 1, 511, 512, 4095, 4096, 4097, 5000, 6144, 8191} {
-			t.Run(fmt.Sprintf("direct=%v/size=%d", direct, size), func(t *testing.T) {
-				content := pattern(size, 3)
-				fd := file(t, content, direct)
-				eachEngine(t, 4, func(t *testing.T, e Engine) {
+	eachEngine(t, 4, func(t *testing.T, e Engine) {
+		for _, direct := range []bool{false, true} {
+			for _, size := range []int{0, 1, 511, 512, 4095, 4096, 4097, 5000, 6144, 8191} {
+				t.Run(fmt.Sprintf("direct=%v/size=%d", direct, size), func(t *testing.T) {
+					content := pattern(size, 3)
+					fd := file(t, content, direct)
 					buf := buffer(t, 16384)
-					whole := &Op{FD: fd, Buf: buf[:8192]}
-					past := &Op{FD: fd, Off: 8192, Buf: buf[8192:]}
+					whole := &Op{FD: fd, Buf: buf[:8192], Buffered: !direct}
+					past := &Op{FD: fd, Off: 8192, Buf: buf[8192:], Buffered: !direct}
 					run(t, e, whole, past)
 					if whole.Err != nil || whole.N != size || !bytes.Equal(buf[:size], content) {
 						t.Errorf("read of 8192 bytes: %d, %v", whole.N, whole.Err)
@@ -82,9 +82,9 @@ func TestEndOfFileIsShortWithoutError(t *testing.T) {
 						t.Errorf("read past the end: %d, %v", past.N, past.Err)
 					}
 				})
-			})
+			}
 		}
-	}
+	})
 }
 
 func TestEmptyTransfer(t *testing.T) {

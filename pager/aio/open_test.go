@@ -201,7 +201,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 			}
 			once() // what the process itself opens at the first time
 			fds, maps, gos := held(t)
-			for range 10 {
+			for range 4 {
 				once()
 			}
 			// Threads that end and the kernel's own clean-up take a moment.
