@@ -78,7 +78,6 @@ type engine struct {
 	free     []int32
 	backlog  fifo
 	finished fifo // done without a completion
-	freed    bool // back is closed
 	cs       [chunk]completion
 
 	waitMu  sync.Mutex
@@ -302,7 +301,7 @@ func (e *engine) reapChunk(max int) (ran int, more bool) {
 // take fills e.cs with at most max completions, the first own of them the
 // backend's and not the helper's. Called with mu.
 func (e *engine) take(max int) (n, own int) {
-	if len(e.free) == e.depth || e.freed {
+	if len(e.free) == e.depth {
 		return 0, 0
 	}
 	n = e.back.take(e.cs[:max])

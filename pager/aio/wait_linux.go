@@ -60,7 +60,7 @@ func (e *engine) ready() bool {
 	if !e.finished.empty() {
 		return true
 	}
-	if len(e.free) == e.depth || e.freed {
+	if len(e.free) == e.depth {
 		return false
 	}
 	return e.back.pending() || e.helper != nil && e.helper.pending()
@@ -108,14 +108,12 @@ func (e *engine) Close() error {
 	if e.unwatch != nil {
 		e.unwatch()
 	}
-	// From here on a late Reap or Submit finds freed or closing, under mu.
-	e.mu.Lock()
-	e.freed = true
+	// A late Reap finds every slot free and leaves the ring alone; a late
+	// Submit finds closing.
 	err := e.back.close()
 	if e.helper != nil {
 		e.helper.close()
 	}
-	e.mu.Unlock()
 	e.wake.close()
 	close(e.closed)
 	return err
