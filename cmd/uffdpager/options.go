@@ -31,6 +31,7 @@ type runOptions struct {
 	allowWrites bool
 	ops         int64 // 0: run for duration
 	duration    time.Duration
+	idle        time.Duration
 	verify      bool
 	engine      aio.Kind
 	park        coro.Mode
@@ -155,6 +156,7 @@ An op touches one block of 4 KiB. Ctrl-C ends the run with its report.`,
 	f.BoolVar(&o.allowWrites, "allow-writes", false, "let --write-ratio change FILE")
 	f.DurationVar(&o.duration, "duration", 10*time.Second, "how long to work")
 	f.Int64Var(&o.ops, "ops", 0, "how many ops to do, instead of --duration")
+	f.DurationVar(&o.idle, "idle", time.Second, "how long to watch the ticker while nothing happens, before the work")
 	f.BoolVar(&o.verify, "verify", false, "compare every byte that is read (default: for files that are made)")
 	f.StringVar(&engine, "engine", "auto", "I/O engine: auto, aio, io_uring, threads")
 	f.StringVar(&park, "park", "auto", "how a fault waits: auto, in-place, block, restart")
@@ -195,6 +197,8 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 		return errors.New("--ops must be above 0")
 	case o.duration <= 0:
 		return errors.New("--duration must be above 0")
+	case o.idle < tickPeriod:
+		return fmt.Errorf("--idle is shorter than a tick of %v", tickPeriod)
 	case o.park == coro.Restart && o.access == accessBytes:
 		return errors.New("--park restart needs --access view: only a closure can run again")
 	case o.park == coro.Restart && o.writeRatio > 0 && o.access == accessView:

@@ -22,7 +22,6 @@ import (
 
 const (
 	tickPeriod = 200 * time.Microsecond
-	idleTime   = time.Second            // how long the ticker is watched before the work begins
 	lookPeriod = 100 * time.Millisecond // between looks at the process and the progress line
 	endLimit   = 30 * time.Second       // how long goroutines may take to finish their last op
 )
@@ -253,10 +252,10 @@ func (j *job) work(ctx context.Context, p *pager.Pager, region *pager.Region, fi
 
 // idle watches the ticker while nothing happens.
 func (j *job) idle(ctx context.Context) (fired int64, during time.Duration, err error) {
-	j.show.show("a second of nothing, to see how a %v ticker ticks", tickPeriod)
+	j.show.show("doing nothing for %v, to see how often a %v ticker fires", j.o.idle, tickPeriod)
 	tick := gauge.StartTicker(tickPeriod)
 	select {
-	case <-time.After(idleTime):
+	case <-time.After(j.o.idle):
 	case <-ctx.Done():
 	}
 	fired, during = tick.Stop()

@@ -44,6 +44,7 @@ func TestWrongUsage(t *testing.T) {
 		"run --duration 10":                    "invalid argument",
 		"run --ops 0":                          "--ops",
 		"run --ops 5 --duration 1s":            "exclude each other",
+		"run --idle 0s":                        "--idle",
 		"run --engine dma":                     "unknown engine",
 		"run --park sometimes":                 "unknown park mode",
 		"run --access mmap":                    "unknown access",

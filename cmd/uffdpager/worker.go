@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -179,6 +180,16 @@ type worker struct {
 	_        [64]byte
 }
 
+// fairShare is how long a worker goes on before it lets others run. Work that
+// finds its pages, or blocks its thread, never gives up its P by itself; with a
+// thousand such goroutines everybody else – the one that waits for Ctrl-C, say –
+// would have its turn every few seconds. An op that takes long counts as
+// longOp: it has most likely been parked.
+const (
+	fairShare = 250 * time.Microsecond
+	longOp    = 100 * time.Microsecond
+)
+
 // hopeless is how many ops of a worker may fail, when none has succeeded,
 // before it gives up.
 const hopeless = 100
@@ -187,6 +198,7 @@ func (w *worker) work() {
 	c := w.crew
 	defer w.since.Store(0)
 	began := time.Now()
+	var ran time.Duration
 	for ; w.quota != 0 && !c.stop.Load(); w.quota-- {
 		w.since.Store(max(int64(began.Sub(c.began)), 1))
 		err := w.do(w.stream.Next(w.last))
@@ -199,6 +211,11 @@ func (w *worker) work() {
 			c.note(err, "")
 		} else {
 			w.latency.add(now.Sub(began))
+		}
+		if ran += min(now.Sub(began), longOp); ran > fairShare {
+			runtime.Gosched()
+			ran = 0
+			now = time.Now()
 		}
 		began = now
 		bump(&w.ops, 1)

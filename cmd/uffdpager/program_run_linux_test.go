@@ -1,0 +1,252 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/stamp"
+	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/workload"
+)
+
+// small is a run that pages: the file is 16 times the budget.
+func small(more ...string) []string {
+	return append([]string{"--size", "16MiB", "--budget", "1MiB", "--ops", "20000"}, more...)
+}
+
+// The main job, with nothing but defaults where they matter: every byte that
+// was read is proved, and what was read was many times the budget.
+func TestRunOnFileOfItsOwn(t *testing.T) {
+	r := mustRun(t, small()...)
+	if r.Ops != 20000 || r.Verified != 20000*stamp.Block {
+		t.Errorf("%d ops, %d bytes verified", r.Ops, r.Verified)
+	}
+	if r.Hits+r.Misses != r.Ops && r.Hits != 0 {
+		t.Errorf("%d hits and %d misses in %d ops", r.Hits, r.Misses, r.Ops)
+	}
+	if r.ReadBytes < 10*r.BudgetBytes {
+		t.Errorf("only %d bytes were read", r.ReadBytes)
+	}
+	if r.Evictions == 0 || r.Ticker.Expected == 0 || r.ThreadsPeak == 0 || r.RSSPeakBytes == 0 || r.PageTableBytes == 0 || r.DurationS <= 0 {
+		t.Errorf("something was not measured: %+v", r)
+	}
+	if q := r.LatencyUS; q.P50 <= 0 || q.P50 > q.P90 || q.P90 > q.P99 || q.P99 > q.Max {
+		t.Errorf("latencies %+v", q)
+	}
+	if r.WrittenBytes != 0 || r.Writes != 0 {
+		t.Errorf("%d bytes written by a run that reads", r.WrittenBytes)
+	}
+}
+
+func TestRunEveryWorkload(t *testing.T) {
+	for _, name := range strings.Split(workload.Names(), ", ") {
+		t.Run(name, func(t *testing.T) {
+			if r := mustRun(t, small("--workload", name)...); r.Workload != name || r.Verified != 20000*stamp.Block {
+				t.Errorf("%s: %d bytes verified", r.Workload, r.Verified)
+			}
+		})
+	}
+}
+
+func TestRunEveryWayIn(t *testing.T) {
+	for _, way := range []string{"bytes", "view", "acquire", "readat"} {
+		t.Run(way, func(t *testing.T) {
+			if way == "bytes" || way == "view" {
+				needRaw(t)
+			}
+			if r := mustRun(t, small("--access", way)...); r.Access != way || r.Verified != 20000*stamp.Block {
+				t.Errorf("%s: %d bytes verified", r.Access, r.Verified)
+			}
+		})
+	}
+}
+
+func TestRunEveryEngineAndPolicy(t *testing.T) {
+	for _, flags := range []string{
+		"--engine aio", "--engine io_uring", "--engine threads", "--evict fifo", "--evict s3fifo",
+		"--prefetch none", "--prefetch readahead --workload scan", "--prefetch stride --workload stride",
+		"--park block", "--page-size 64KiB", "--page-size 2MiB --budget 8MiB --size 64MiB --goroutines 20 --ops 200", "--budget 16KiB --goroutines 24",
+	} {
+		t.Run(flags, func(t *testing.T) {
+			if strings.Contains(flags, "io_uring") {
+				_, stdout, _ := runProgram(t, "doctor", "--json")
+				for _, e := range oneObject[diagnosis](t, stdout).Engines {
+					if e.Name == "io_uring" && !e.Supported {
+						t.Skip("io_uring: ", e.Why)
+					}
+				}
+			}
+			if strings.Contains(flags, "--park") {
+				needRaw(t)
+			}
+			mustRun(t, small(strings.Fields(flags)...)...)
+		})
+	}
+}
+
+// Where userfaultfd is refused, a run falls back to Acquire and says so; asking
+// for raw memory is an error.
+func TestRunWithoutUserfaultfd(t *testing.T) {
+	t.Setenv("UFFDPAGER_FEATURES", "-userfaultfd")
+	r := mustRun(t, small()...)
+	if r.Access != "acquire" || len(r.Notes) == 0 || r.Verified != 20000*stamp.Block {
+		t.Errorf("access %s, notes %q, %d bytes verified", r.Access, r.Notes, r.Verified)
+	}
+	for _, way := range []string{"bytes", "view"} {
+		status, stdout, stderr := runProgram(t, append([]string{"run", "--json", "--access", way}, small()...)...)
+		if r := oneObject[report](t, stdout); status != exitFailed || r.Error == "" || !strings.Contains(stderr, way) {
+			t.Errorf("%s: status %d, error %q, stderr %q", way, status, r.Error, stderr)
+		}
+	}
+}
+
+// A FILE is read, compared with an ordinary read, and left as it was.
+func TestRunOnAnyFile(t *testing.T) {
+	for _, size := range []int{1, 511, 4096, 4097, 1<<20 + 123, 8 << 20} {
+		content := make([]byte, size)
+		rand.NewChaCha8([32]byte{byte(size)}).Read(content)
+		name := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(name, content, 0o444); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := os.Stat(name)
+		r := mustRun(t, name, "--budget", "256KiB", "--ops", "3000", "--verify")
+		if r.SizeBytes != int64(size) || r.Verified != r.AccessedBytes || r.Verified == 0 {
+			t.Errorf("%d bytes: size %d, %d of %d verified", size, r.SizeBytes, r.Verified, r.AccessedBytes)
+		}
+		if r := mustRun(t, name, "--budget", "256KiB", "--ops", "3000"); r.Verified != 0 || r.AccessedBytes == 0 {
+			t.Errorf("%d bytes, without --verify: %d of %d verified", size, r.Verified, r.AccessedBytes)
+		}
+		after, _ := os.Stat(name)
+		got, err := os.ReadFile(name)
+		if err != nil || sha256.Sum256(got) != sha256.Sum256(content) || !after.ModTime().Equal(before.ModTime()) {
+			t.Errorf("%d bytes: the file has changed (%v)", size, err)
+		}
+	}
+}
+
+// A file that was kept can be proved by a later run, and a single bit that has
+// changed in it is found.
+func TestRunFindsOneBit(t *testing.T) {
+	cmd, dir, stdout, stderr := program(t, append([]string{"run", "--keep", "--json", "--idle", "20ms"}, small()...)...)
+	if status := statusOf(t, cmd.Run(), stderr); status != exitDone {
+		t.Fatalf("status %d: %s", status, stderr)
+	}
+	r := oneObject[report](t, stdout.String())
+	files := names(t, dir)
+	if len(files) != 1 || r.File != files[0] {
+		t.Fatalf("kept %q, report says %q", files, r.File)
+	}
+	name := files[0]
+	all := []string{name, "--workload", "scan", "--ops", "4096", "--budget", "1MiB", "--verify"}
+	if r := mustRun(t, all...); r.Verified != 16<<20 {
+		t.Errorf("%d bytes verified", r.Verified)
+	}
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const at = 9<<20 + 4567
+	var b [1]byte
+	f.ReadAt(b[:], at)
+	b[0] ^= 1
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+	status, out, errs := runProgram(t, append([]string{"run", "--json", "--idle", "20ms"}, all...)...)
+	bad := oneObject[report](t, out)
+	const says = "block at offset 9441280 differs at byte 464" // the word that holds the bit
+	if status != exitFailed || bad.Mismatches != 1 || !strings.Contains(errs, says) {
+		t.Errorf("status %d, %d mismatches, %q; want %q", status, bad.Mismatches, errs, says)
+	}
+}
+
+// What cannot be paged is an error in one line, and with --json in one object.
+func TestRunOnWhatCannotBePaged(t *testing.T) {
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty")
+	os.WriteFile(empty, nil, 0o644)
+	secret := filepath.Join(dir, "secret")
+	os.WriteFile(secret, []byte("secret"), 0)
+	for name, says := range map[string]string{
+		filepath.Join(dir, "missing"): "no such file",
+		dir:                           "directory",
+		empty:                         "empty",
+		secret:                        "permission denied",
+		"/dev/null":                   "/dev/null",
+	} {
+		if name == secret && os.Geteuid() == 0 {
+			continue // root may read it
+		}
+		status, stdout, stderr := runProgram(t, "run", name, "--json")
+		r := oneObject[report](t, stdout)
+		if status != exitFailed || !strings.Contains(stderr, says) || r.Error == "" {
+			t.Errorf("%s: status %d, stderr %q, error %q; want %q", name, status, stderr, r.Error, says)
+		}
+		if strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: more than one line: %q", name, stderr)
+		}
+	}
+}
+
+// Ctrl-C ends a run with its report, and nothing is left of its file.
+func TestRunInterrupted(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		cmd, dir, stdout, stderr := program(t, "run", "--json", "--idle", "20ms", "--size", "16MiB", "--budget", "1MiB", "--duration", "1h")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waitForReads(t, cmd.Process.Pid)
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if status := statusOf(t, cmd.Wait(), stderr); status != exitDone {
+			t.Errorf("%v: status %d: %s", sig, status, stderr)
+		}
+		r := oneObject[report](t, stdout.String())
+		checkReport(t, r)
+		if !r.Interrupted {
+			t.Errorf("%v: the report does not say that it was interrupted", sig)
+		}
+		if left := names(t, dir); len(left) != 0 {
+			t.Errorf("%v: %q is left", sig, left)
+		}
+	}
+}
+
+// Not even SIGKILL leaves a file behind that was not to be kept.
+func TestRunKilled(t *testing.T) {
+	cmd, dir, _, _ := program(t, "run", "--idle", "20ms", "--size", "16MiB", "--budget", "1MiB", "--duration", "1h")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitForReads(t, cmd.Process.Pid)
+	cmd.Process.Kill()
+	cmd.Wait()
+	if left := names(t, dir); len(left) != 0 {
+		t.Errorf("%q is left", left)
+	}
+}
+
+// waitForReads returns when a process reads from the disk: its work has begun.
+func waitForReads(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(programDeadline / 2); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		b, err := os.ReadFile(filepath.Join("/proc", itoa(pid), "io"))
+		if err != nil {
+			t.Fatalf("the program has ended: %v", err)
+		}
+		// The binary itself may have to be read, too.
+		if _, rest, ok := bytes.Cut(b, []byte("\nread_bytes: ")); ok && len(bytes.SplitN(rest, []byte("\n"), 2)[0]) >= len("64000000") {
+			return
+		}
+	}
+	t.Fatal("the work does not begin")
+}
