@@ -78,7 +78,9 @@ func (s *stride) step(p, longest int64) int64 {
 			break
 		}
 		step := p - (q - 1)
-		if step == 0 || step > longest || step < -longest {
+		// One unsigned comparison: the sign of a random step is not to be
+		// predicted.
+		if step == 0 || uint64(step+longest) > uint64(2*longest) {
 			continue
 		}
 		terms := 2
