@@ -71,3 +71,13 @@ type Policy interface {
 	// Len is the number of resident pages known.
 	Len() int
 }
+
+// Dropper is implemented by policies that tell drop-behind from advice. The
+// pager uses Drop for pages a prefetcher expects not to be needed again, and
+// Cold for what the program itself has called cold; without Dropper it uses
+// Cold for both.
+type Dropper interface {
+	// Drop moves p to where it is evicted next unless it has proven to be in
+	// use by more than the scan that drops it. Unknown pages are ignored.
+	Drop(p Page)
+}

@@ -238,3 +238,27 @@ func TestBusyPagesDoNotHideOthers(t *testing.T) {
 		}
 	}
 }
+
+// Drop-behind takes what the scan brought, and leaves what is hot or only
+// remembered.
+func TestDrop(t *testing.T) {
+	p := NewS3FIFO()
+	d := p.(Dropper)
+	p.SetCapacity(16)
+	for i := range Page(16) {
+		p.Install(i, Demand)
+	}
+	expect(t, "first", evictOrder(p, 2), 0, 1)
+	p.Install(0, Demand) // to main
+	p.Install(20, Prefetch)
+	for _, pg := range []Page{0, 1, 20, 7, 99, 7} {
+		d.Drop(pg)
+	}
+	if order := evictOrder(p, 3); !slices.Equal(order, []Page{20, 7, 2}) {
+		t.Errorf("order %v, want 20, 7, 2", order)
+	}
+	p.Install(1, Demand) // still remembered: to main
+	if order := evictOrder(p, 12); slices.Contains(order, 1) || slices.Contains(order, 0) {
+		t.Errorf("hot pages left with a scan: %v", order)
+	}
+}

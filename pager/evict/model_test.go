@@ -105,6 +105,13 @@ func historyOf(t *rapid.T, p Policy) {
 			delete(resident, pg)
 		},
 		"cold": func(t *rapid.T) { p.Cold(draw(t)) },
+		"drop": func(t *rapid.T) {
+			if d, ok := p.(Dropper); ok {
+				d.Drop(draw(t))
+			} else {
+				t.Skip("no Dropper")
+			}
+		},
 		"capacity": func(t *rapid.T) {
 			p.SetCapacity(rapid.IntRange(1, 2*capacity).Draw(t, "pages"))
 		},

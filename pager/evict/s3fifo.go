@@ -118,6 +118,17 @@ func (c *s3fifo) Cold(p Page) {
 	}
 }
 
+// Drop implements Dropper: a scan that passes over the hot set leaves it where
+// it is.
+func (c *s3fifo) Drop(p Page) {
+	if s := c.t.index.find(&c.t, p); s != none {
+		if q := c.t.at(s).queue; q == s3Ahead || q == s3Small {
+			c.t.at(s).mark = false
+			c.t.move(s, s3Cold)
+		}
+	}
+}
+
 func (c *s3fifo) Evict(n int, take func(Page) Verdict) int {
 	gone := 0
 	// Two rounds of each queue, counted apart: a queue full of busy pages must
