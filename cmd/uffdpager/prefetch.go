@@ -1,17 +1,49 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 
 	"github.com/uffdpager/uffdpager/prefetch"
 )
 
-// open makes the policy. finish must be called after the region is closed; it
+// open makes the policy. finish must be called when the region is closed: it
 // completes the file of a recording.
-func (p prefetchChoice) open() (policy prefetch.Policy, finish func() error, err error) {
+func (p prefetchChoice) open(pageSize int64) (policy prefetch.Policy, finish func() error, err error) {
+	finish = func() error { return nil }
 	switch p.name {
-	case "readahead":
-		return nil, func() error { return nil }, nil
+	case "none":
+		return prefetch.None(), finish, nil
+	case "stride":
+		return prefetch.Stride(prefetch.StrideOptions{}), finish, nil
+	case "record":
+		f, err := os.Create(p.file)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--prefetch %s: %w", p, err)
+		}
+		r := prefetch.Record(f)
+		return r, func() error {
+			err := errors.Join(r.Close(), f.Close())
+			if err == nil && r.Lost() > 0 {
+				err = fmt.Errorf("the disk was too slow for %s", plural(r.Lost(), "page"))
+			}
+			if err != nil {
+				return fmt.Errorf("--prefetch %s: %w", p, err)
+			}
+			return nil
+		}, nil
+	case "replay":
+		f, err := os.Open(p.file)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--prefetch %s: %w", p, err)
+		}
+		defer f.Close()
+		policy, err := prefetch.Replay(f, prefetch.ReplayOptions{PageSize: pageSize})
+		if err != nil {
+			return nil, nil, fmt.Errorf("--prefetch %s: %w", p, err)
+		}
+		return policy, finish, nil
 	}
-	return nil, nil, fmt.Errorf("--prefetch %s: not there yet", p)
+	return prefetch.Readahead(prefetch.ReadaheadOptions{}), finish, nil
 }

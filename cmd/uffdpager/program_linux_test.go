@@ -62,7 +62,7 @@ func program(t *testing.T, args ...string) (cmd *exec.Cmd, dir string, stdout, s
 	t.Helper()
 	path := buildProgram(t)
 	// Not below the directory for temporary files: that may be in memory.
-	dir, err := os.MkdirTemp(".", "testdata-")
+	dir, err := os.MkdirTemp(".", ".test-")
 	if err != nil {
 		dir = t.TempDir()
 	} else if dir, err = filepath.Abs(dir); err != nil {

@@ -250,3 +250,22 @@ func waitForReads(t *testing.T, pid int) {
 	}
 	t.Fatal("the work does not begin")
 }
+
+// The trace of one run makes the next one wait less.
+func TestRunRecordAndReplay(t *testing.T) {
+	dir := t.TempDir()
+	trace := filepath.Join(dir, "trace")
+	work := []string{"--size", "16MiB", "--budget", "32MiB", "--ops", "3000", "--goroutines", "1"}
+	first := mustRun(t, append(work, "--prefetch", "record="+trace)...)
+	again := mustRun(t, append(work, "--prefetch", "replay="+trace)...)
+	if first.Prefetch.Issued != 0 || again.Prefetch.Issued == 0 || again.Misses >= first.Misses/2 {
+		t.Errorf("%d misses while recording (%d pages ahead), %d in the replay (%d pages ahead)",
+			first.Misses, first.Prefetch.Issued, again.Misses, again.Prefetch.Issued)
+	}
+	for name, says := range map[string]string{"replay=" + filepath.Join(dir, "missing"): "no such file", "replay=/dev/null": "trace", "record=" + dir: "directory"} {
+		status, _, stderr := runProgram(t, append([]string{"run", "--prefetch", name}, work...)...)
+		if status != exitFailed || !strings.Contains(stderr, says) {
+			t.Errorf("%s: status %d, %q", name, status, stderr)
+		}
+	}
+}

@@ -85,7 +85,7 @@ func (j *job) note(format string, args ...any) {
 // run does the work and fills in the report. Its error is one that ended the
 // work; ops that failed are in the report.
 func (j *job) run(ctx context.Context) (err error) {
-	policy, finish, err := j.o.prefetch.open()
+	policy, finish, err := j.o.prefetch.open(int64(j.o.pageSize))
 	if err != nil {
 		return err
 	}
