@@ -51,8 +51,8 @@ type uses struct {
 	Works       bool   `json:"works"`           // regions can be mapped at all
 	Raw         bool   `json:"raw"`             // Bytes and View work
 	RawWhy      string `json:"raw_why"`         // why not
-	Park        string `json:"park"`            // the mode in force
-	ParkWhy     string `json:"park_why"`        // how a fault waits, and why
+	Park        string `json:"park"`            // how a fault waits: in-place, block, restart, none
+	ParkWhy     string `json:"park_why"`        // why not in place
 	Engine      string `json:"engine"`          // that auto chooses
 	BudgetBytes int64  `json:"budget_bytes"`    // when none is given
 	Error       string `json:"error,omitempty"` // why nothing works
@@ -152,7 +152,8 @@ func tryPager(budget int64) (u uses) {
 	}
 	defer r.Close()
 	s := p.Stats()
-	u = uses{Works: true, Engine: p.Engine(), BudgetBytes: s.Budget, Park: s.ParkMode.String(), ParkWhy: s.Park}
+	u = uses{Works: true, Engine: p.Engine(), BudgetBytes: s.Budget}
+	u.Park, u.ParkWhy = parkMode(s)
 	if err := r.Raw(); err != nil {
 		u.RawWhy = err.Error()
 	} else {
@@ -214,7 +215,16 @@ func (d *diagnosis) writeText(w io.Writer) error {
 		if !u.Raw {
 			raw = "no, Acquire and ReadAt only: " + u.RawWhy
 		}
-		fmt.Fprintf(t, "  raw access\t%s\n  a fault\t%s: %s\n  engine\t%s\n  budget\t%s\n", raw, u.Park, u.ParkWhy, u.Engine, humanBytes(u.BudgetBytes))
+		fault := map[string]string{
+			"in-place": "parks its goroutine at the instruction (in-place)",
+			"block":    "makes its thread wait (block)",
+			"restart":  "runs the closure of View again (restart)",
+			"none":     "none: there is no raw access",
+		}[u.Park]
+		if u.ParkWhy != "" && u.Park == "block" {
+			fault += ": " + u.ParkWhy
+		}
+		fmt.Fprintf(t, "  raw access\t%s\n  a fault\t%s\n  engine\t%s\n  budget\t%s, when none is given\n", raw, fault, u.Engine, humanBytes(u.BudgetBytes))
 	}
 	t.Flush()
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -40,8 +41,9 @@ func (r *report) fillStats(before, after pager.Stats, took, cpu time.Duration) {
 	r.Prefetch.Issued, r.Prefetch.Used = p.Issued-q.Issued, p.Used-q.Used
 	r.Prefetch.Unused, r.Prefetch.Late = p.Unused-q.Unused, p.Late-q.Late
 
+	mode, why := parkMode(after)
 	r.Park = parkReport{
-		Mode: after.ParkMode.String(), Why: after.Park,
+		Mode: mode, Why: why,
 		InPlace:       int64(after.Faults.Parked - before.Faults.Parked),
 		ThreadBlocked: int64(after.Faults.Blocked - before.Faults.Blocked),
 		Restarted:     after.Restarts - before.Restarts,
@@ -50,6 +52,12 @@ func (r *report) fillStats(before, after pager.Stats, took, cpu time.Duration) {
 		r.Park.BlockedBy = append(r.Park.BlockedBy, blockedReport{by.Func, by.Reason.String(), int64(by.Count)})
 	}
 	r.blocked = r.Park.BlockedBy[:min(len(r.Park.BlockedBy), 3)]
+}
+
+// parkMode is how faults wait, and why not in place if they do not.
+func parkMode(s pager.Stats) (mode, why string) {
+	mode, why, _ = strings.Cut(s.Park, ": ")
+	return mode, why
 }
 
 func opQuantiles(h *hdrhistogram.Histogram) quantiles {

@@ -71,7 +71,7 @@ func TestRunEveryEngineAndPolicy(t *testing.T) {
 	for _, flags := range []string{
 		"--engine aio", "--engine io_uring", "--engine threads", "--evict fifo", "--evict s3fifo",
 		"--prefetch none", "--prefetch readahead --workload scan", "--prefetch stride --workload stride",
-		"--park block", "--page-size 64KiB", "--page-size 2MiB --budget 8MiB --size 64MiB --goroutines 20 --ops 200", "--budget 16KiB --goroutines 24",
+		"--park block", "--park restart", "--page-size 64KiB", "--page-size 2MiB --budget 8MiB --size 64MiB --goroutines 20 --ops 200", "--budget 16KiB --goroutines 24",
 	} {
 		t.Run(flags, func(t *testing.T) {
 			if strings.Contains(flags, "io_uring") {

@@ -178,29 +178,36 @@ func (j *job) open(ctx context.Context) (file *os.File, st store.Store, kind pro
 }
 
 // way decides how the work gets at the bytes.
-func (j *job) way(region *pager.Region) (access, error) {
-	way, raw := j.o.access, region.Raw()
-	if way == accessAuto {
+func (j *job) way(p *pager.Pager, region *pager.Region) (access, error) {
+	raw := region.Raw()
+	view := region.View(context.Background(), func([]byte) error { return nil })
+	switch way := j.o.access; way {
+	case accessAuto:
+		mode, _ := parkMode(p.Stats())
 		switch {
-		case raw == nil && j.o.park == coro.Restart:
-			way = accessView
 		case raw == nil:
-			way = accessBytes
-		default:
-			j.note("access is acquire: %v", raw)
-			way = accessAcquire
+			return accessBytes, nil
+		case view == nil && mode == coro.Restart.String():
+			return accessView, nil
+		}
+		j.note("access is acquire: %v", raw)
+		return accessAcquire, nil
+	case accessBytes:
+		if raw != nil {
+			return way, fmt.Errorf("--access bytes: %w", raw)
+		}
+	case accessView:
+		if view != nil {
+			return way, fmt.Errorf("--access view: %w", view)
 		}
 	}
-	if (way == accessBytes || way == accessView) && raw != nil {
-		return way, fmt.Errorf("--access %v: %w", way, raw)
-	}
-	return way, nil
+	return j.o.access, nil
 }
 
 // work measures. stuck means that goroutines of it are still waiting.
 func (j *job) work(ctx context.Context, p *pager.Pager, region *pager.Region, file *os.File, kind proofKind) (stuck bool, err error) {
 	o, r := j.o, j.r
-	way, err := j.way(region)
+	way, err := j.way(p, region)
 	if err != nil {
 		return false, err
 	}
