@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bytes"
+	"go/ast"
+	"go/format"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/uffdpager/uffdpager/pager"
+	"github.com/uffdpager/uffdpager/pager/store"
+)
+
+// countLines counts the lines of a file of any size in at most 16 MiB of memory.
+func countLines(name string) (lines int, err error) {
+	p, err := pager.New(pager.Options{Budget: 16 << 20})
+	if err != nil {
+		return 0, err
+	}
+	defer p.Close()
+	s, err := store.OpenFile(name, store.FileOptions{ReadOnly: true})
+	if err != nil {
+		return 0, err
+	}
+	r, err := p.Map(s, pager.RegionOptions{}) // r owns s from here on
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+
+	// r.Bytes() is the file: any code that takes a []byte takes it. Guard makes
+	// an I/O error the error of this call; without it the program would die of
+	// it, as with mmap.
+	err = pager.Guard(func() error {
+		lines = bytes.Count(r.Bytes(), []byte("\n"))
+		return nil
+	})
+	return lines, err
+}
+
+func TestReadmeSampleWorks(t *testing.T) {
+	needRaw(t)
+	name := filepath.Join(t.TempDir(), "lines")
+	const lines = 700_000 // 35 MB: more than the sample's budget
+	text := strings.Repeat("a line of text that is forty-nine bytes in length\n", lines)
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := countLines(name); got != lines || err != nil {
+		t.Errorf("%d lines, %v; want %d", got, err, lines)
+	}
+	if _, err := countLines(name + ".missing"); err == nil {
+		t.Error("a file that is not there has lines")
+	}
+}
+
+// The sample in the README is, word for word, the function above.
+func TestReadmeSampleIsTested(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllSubmatch(readme, -1)
+	if len(blocks) != 1 {
+		t.Fatalf("%d blocks of Go in the README, but one is tested", len(blocks))
+	}
+	fset := token.NewFileSet()
+	src, err := os.ReadFile("readme_linux_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := parser.ParseFile(fset, "", src, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range f.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok && fn.Name.Name == "countLines" {
+			tested := src[fset.Position(fn.Doc.Pos()).Offset:fset.Position(fn.End()).Offset]
+			if got := bytes.TrimSpace(blocks[0][1]); !bytes.Equal(got, tested) {
+				t.Errorf("the README has\n%s\n\nthe test has\n%s", got, tested)
+			}
+		}
+	}
+	if pretty, err := format.Source(blocks[0][1]); err != nil || !bytes.Equal(pretty, blocks[0][1]) {
+		t.Errorf("the README's sample is not formatted as gofmt has it: %v", err)
+	}
+}
+
+// What the README tells people to type exists.
+func TestReadmeCommandsParse(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := regexp.MustCompile(`(?m)^(?:uffdpager|go run \./cmd/uffdpager) ([^#\n]*)`).FindAllSubmatch(readme, -1)
+	if len(lines) < 5 {
+		t.Fatalf("only %d commands found", len(lines))
+	}
+	for _, l := range lines {
+		args := strings.Fields(strings.ReplaceAll(string(l[1]), "FILE", "/dev/null/none"))
+		// With a flag that is wrong in itself the command does nothing, but
+		// only after the others were understood.
+		if args[0] == "run" {
+			args = append(args, "--idle", "0s")
+		} else {
+			args = append(args, "--help")
+		}
+		_, _, stderr := command(args...)
+		if args[0] == "run" && !strings.Contains(stderr, "--idle is shorter") {
+			t.Errorf("uffdpager %s: %s", l[1], stderr)
+		} else if args[0] != "run" && stderr != "" {
+			t.Errorf("uffdpager %s: %s", l[1], stderr)
+		}
+	}
+}
