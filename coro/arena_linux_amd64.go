@@ -47,18 +47,31 @@ func AddArena(c ArenaConfig) error {
 			return err
 		}
 	}
+	mode, err := c.Mode.Effective()
+	if err != nil {
+		return err
+	}
+	if mode != Block && mode != Restart {
+		if active, why := ParkStatus(); !active && mode == Require {
+			return fmt.Errorf("coro: park mode is %v: %w: %s", Require, ErrNotSupported, why)
+		}
+	}
+	return addArena(arena{c.Lo, c.Hi, c.Decide, c.Serve, mode, c.Inline})
+}
+
+func addArena(x arena) error {
 	arenaMu.Lock()
 	defer arenaMu.Unlock()
 	n := nArenas
 	for i := range n {
-		if a := &arenas[i]; c.Lo < a.hi && a.lo < c.Hi {
-			return fmt.Errorf("coro: AddArena: [%#x, %#x) overlaps [%#x, %#x)", c.Lo, c.Hi, a.lo, a.hi)
+		if a := &arenas[i]; x.lo < a.hi && a.lo < x.hi {
+			return fmt.Errorf("coro: AddArena: [%#x, %#x) overlaps [%#x, %#x)", x.lo, x.hi, a.lo, a.hi)
 		}
 	}
 	if n == maxArenas {
 		return ErrTooManyArenas
 	}
-	arenas[n] = arena{c.Lo, c.Hi, c.Decide, c.Serve, c.Mode, c.Inline}
+	arenas[n] = x
 	bare.Store32(&nArenas, n+1)
 	return nil
 }

@@ -68,8 +68,11 @@ type ArenaConfig struct {
 	// The arena is [Lo, Hi); page aligned, not overlapping another one.
 	Lo, Hi uintptr
 
-	// Mode says how a fault waits. Restart delivers every wait with
-	// ErrnoRestart.
+	// Mode says how a fault waits; the environment variable UFFDPAGER_PARK
+	// overrides it. With any but Block and Restart goroutines are parked in
+	// place where that is active (ParkStatus), and somebody must call
+	// NextParked. Block never parks. Restart delivers every wait with
+	// ErrnoRestart. Require makes AddArena fail where parking is not active.
 	Mode Mode
 
 	// Decide judges a fault. It runs in signal context, on the signal stack

@@ -2,6 +2,7 @@ package coro
 
 import (
 	"fmt"
+	"os"
 )
 
 // Mode says how code that faults on a missing page is stopped.
@@ -42,4 +43,18 @@ func ParseMode(s string) (Mode, error) {
 		}
 	}
 	return Auto, fmt.Errorf("coro: unknown park mode %q (auto, in-place, block, restart, require)", s)
+}
+
+// Effective is m, or what the environment variable UFFDPAGER_PARK says if it
+// is set. AddArena applies it.
+func (m Mode) Effective() (Mode, error) {
+	s := os.Getenv("UFFDPAGER_PARK")
+	if s == "" {
+		return m, nil
+	}
+	e, err := ParseMode(s)
+	if err != nil {
+		return m, fmt.Errorf("UFFDPAGER_PARK: %w", err)
+	}
+	return e, nil
 }

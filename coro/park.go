@@ -4,5 +4,6 @@ package coro
 // until Resume.
 type Parked struct {
 	Fault
-	slot uint32
+	slot uintptr
+	seq  uint32
 }

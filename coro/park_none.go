@@ -1,17 +1,31 @@
+//go:build !linux || !amd64 || uffdpager_nointernals
+
 package coro
 
 // NextParked appends the goroutines parked since the last call to buf, waiting
-// for one if there is none, and returns buf as it is after [WakeParked]. One
-// goroutine of the process calls it, in a loop; it must not touch an arena.
-func NextParked(buf []Parked) []Parked { select {} }
+// for one if there is none, and returns buf as it is after [WakeParked]. In
+// this build nothing is ever parked: it waits for WakeParked.
+func NextParked(buf []Parked) []Parked {
+	<-wakeParked
+	return buf
+}
 
-// WakeParked makes the current or next call of NextParked return.
-func WakeParked() {}
+var wakeParked = make(chan struct{}, 1)
 
-// Resume runs the instruction of p again, or, with an errno, delivers its fault. It
-// must be called exactly once. It does not wait.
-func (p Parked) Resume(errno uintptr) {}
+// WakeParked makes the current or the next call of NextParked return.
+func WakeParked() {
+	select {
+	case wakeParked <- struct{}{}:
+	default:
+	}
+}
+
+// Resume panics: in this build nothing is ever parked.
+func (p Parked) Resume(errno uintptr) { panic("coro: Resume of a goroutine that is not parked") }
 
 // ParkStatus says whether goroutines are parked in place in this process, and
 // if not, why.
-func ParkStatus() (active bool, why string) { return false, "not built in" }
+func ParkStatus() (active bool, why string) { return false, "not in this build" }
+
+// AllowLeaf returns ErrNotSupported: in this build nothing is ever parked.
+func AllowLeaf(fn any) error { return ErrNotSupported }

@@ -1,3 +1,5 @@
+//go:build uffdpager_nointernals
+
 package coro
 
 //go:nosplit
@@ -9,3 +11,15 @@ func park(f *Fault, a *arena, ctx *sigContext) Reason {
 	}
 	return Inactive
 }
+
+// isRaise would recognise the signal of a parked goroutine whose load failed.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func isRaise(info *sigInfo, ctx *sigContext) bool { return false }
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func deliverParked(info *sigInfo, ctx *sigContext) {}

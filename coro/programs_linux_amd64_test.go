@@ -44,15 +44,20 @@ func TestFaultsInC(t *testing.T) {
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("there is no gcc: ", err)
 	}
-	for _, flags := range [][]string{nil, {"-buildmode=pie"}, {"-race"}} {
-		out, err := program(t, "cgofault", []string{"CGO_ENABLED=1"}, flags...)
+	for _, c := range []struct{ env, flag string }{
+		{"UFFDPAGER_PARK=", "-v"},
+		{"UFFDPAGER_PARK=block", "-buildmode=pie"},
+		{"UFFDPAGER_PARK=", "-race"},
+		{"UFFDPAGER_PARK=", "-tags=uffdpager_nointernals"},
+	} {
+		out, err := program(t, "cgofault", []string{"CGO_ENABLED=1", c.env}, c.flag)
 		if bytes.HasPrefix(out, []byte("SKIP")) {
 			t.Skipf("%s", out)
 		}
 		if err != nil || !bytes.Contains(out, []byte("PASS")) {
-			t.Errorf("%v: %v\n%s", flags, err, out)
+			t.Errorf("%v: %v\n%s", c, err, out)
 		} else {
-			t.Logf("%v: %s", flags, out)
+			t.Logf("%v: %s", c, out)
 		}
 	}
 }

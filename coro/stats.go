@@ -33,8 +33,10 @@ const (
 	Inactive
 	// NoGoroutine: the thread runs no Go code: C, or a thread being made.
 	NoGoroutine
-	// SystemStack: the runtime's own code, on its own stack.
+	// SystemStack: the stack is not the goroutine's: the runtime's own code, C.
 	SystemStack
+	// PagerItself: the goroutine that calls NextParked.
+	PagerItself
 	// LowStack: the goroutine's stack has no room for the saved registers.
 	LowStack
 	// OddFrame: the frame pointer is not that of Go code.
@@ -46,13 +48,13 @@ const (
 	// Refused: the runtime does not stop a goroutine here: assembly that is
 	// not on the list, a nosplit function, the runtime itself, reflect.
 	Refused
-	// Locked: the runtime does not stop this goroutine now: it allocates,
-	// holds a runtime lock, or is being set up.
+	// Locked: a leaf that could be parked in, but called by a goroutine that
+	// the runtime does not stop now: it allocates, or holds a runtime lock.
 	Locked
 	reasons
 )
 
-var reasonNames = [reasons]string{"parked", "mode is block", "parking is off", "no goroutine", "system stack",
+var reasonNames = [reasons]string{"parked", "mode is block", "parking is off", "no goroutine", "system stack", "the pager's own goroutine",
 	"stack is low", "unknown frame", "unknown processor state", "no slot", "code cannot be stopped", "goroutine cannot be stopped now"}
 
 func (r Reason) String() string {

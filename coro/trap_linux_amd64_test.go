@@ -479,6 +479,9 @@ func TestServerThreadIsNoBurden(t *testing.T) {
 // What one fault costs without I/O when the thread blocks: by way of a fault
 // server, inline, and resolved by Decide.
 func BenchmarkFault(b *testing.B) {
+	if miniParkMode() != Block {
+		b.Skip("measures blocking")
+	}
 	mem := mini(b)
 	a := &arenas[nArenas-1]
 	for _, c := range []struct {

@@ -25,6 +25,7 @@ var (
 	fastLo, fastHi uintptr   // CopyOut
 	slowLo, slowHi uintptr   // copyOutSlow, where a fault in CopyOut lands
 	donePC         uintptr   // copyOutDone, where a fault in copyOutSlow lands
+	parkFn         = park    // a variable, so that the linker does not add up its stack and ours
 	onFaultFn      = onFault // called by the assembly through the variable: see trap_linux_amd64.s
 	installMu      sync.Mutex
 	installed      bool
@@ -114,6 +115,9 @@ func funcEnd(entry uintptr) uintptr {
 //go:nocheckptr
 func onFault(info *sigInfo, ctx *sigContext) uintptr {
 	if info.code != busAdrerr {
+		if isRaise(info, ctx) {
+			deliverParked(info, ctx)
+		}
 		return 0
 	}
 	a := arenaOf(info.addr)
@@ -141,7 +145,7 @@ func onFault(info *sigInfo, ctx *sigContext) uintptr {
 	case WaitGo:
 		if a.mode == Restart {
 			f.Errno = ErrnoRestart
-		} else if why := park((*Fault)(noescape(unsafe.Pointer(&f))), a, ctx); why == parkedOK {
+		} else if why := parkFn((*Fault)(noescape(unsafe.Pointer(&f))), a, ctx); why == parkedOK {
 			return 1
 		} else {
 			countBlocked(f.PC, why)
@@ -162,7 +166,7 @@ func wait(f *Fault, a *arena, ctx *sigContext) uintptr {
 	if a.mode == Restart {
 		f.Errno = ErrnoRestart
 	} else {
-		why := park(f, a, ctx)
+		why := parkFn(f, a, ctx)
 		if why == parkedOK {
 			return 1
 		}

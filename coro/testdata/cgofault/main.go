@@ -62,13 +62,19 @@ var lo, fd, buf uintptr
 //go:nocheckptr
 func decide(f *coro.Fault) coro.Verdict { return coro.Wait }
 
-// serve fills a page with the low byte of its number. There is one server.
+// serve is the fault server's; there is one.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func serve(f *coro.Fault) uintptr {
-	a := f.Addr &^ (page - 1)
+func serve(f *coro.Fault) uintptr { return fill(f.Addr&^(page-1), buf) }
+
+// fill installs a page that holds the low byte of its number.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func fill(a, buf uintptr) uintptr {
 	for i := uintptr(0); i < page; i++ {
 		*(*byte)(unsafe.Add(bare.Ptr(buf), i)) = byte((a - lo) / page)
 	}
@@ -125,6 +131,17 @@ func main() {
 	go func() {
 		for {
 			runtime.GC()
+		}
+	}()
+	b2 := mmap(page)
+	clear(b2)
+	go func() {
+		var ps []coro.Parked
+		for {
+			ps = coro.NextParked(ps[:0])
+			for _, p := range ps {
+				p.Resume(fill(p.Addr&^(page-1), uintptr(unsafe.Pointer(&b2[0]))))
+			}
 		}
 	}()
 	var wg sync.WaitGroup
