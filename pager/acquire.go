@@ -296,6 +296,10 @@ func (p *Pager) begin(op *waitOp) error {
 // has reserved, submits the reads, and gives back what it did not need.
 func (p *Pager) start(op *waitOp) {
 	r := op.r
+	if op.ticket {
+		op.pageDone()
+		return
+	}
 	var frames, creds int64 = op.need, 0
 	if op.pin {
 		creds = op.need
@@ -333,7 +337,7 @@ func (p *Pager) start(op *waitOp) {
 // startPage does one page of start and returns the frames and credits used.
 func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int64) {
 	r, d := op.r, op.r.d
-	extra := flagTouched | flagWaited
+	extra := flagWaited // the access that brings a page in is no touch
 	if op.pin {
 		extra |= pinOne
 	}
@@ -352,7 +356,7 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				op.fail(fmt.Errorf("%w: page %d has too many pins", ErrBusy, page))
 				return 0, 0
 			}
-			if !bare.Cas64(pw, w, (w+pinOne)|flagTouched) {
+			if !bare.Cas64(pw, w, w+pinOne) {
 				continue
 			}
 			op.obtained(page)

@@ -131,7 +131,7 @@ func (p *Pager) predict(r *Region, b *batch) {
 
 // firstTouch: somebody uses a page that was read ahead. w is its word.
 func (r *Region) firstTouch(pw *word, w word, page uint64) {
-	if !bare.Cas64(pw, w, w&^flagPrefetched|flagTouched) {
+	if !bare.Cas64(pw, w, w&^flagPrefetched) {
 		return
 	}
 	r.ahead.used.Add(1)
@@ -143,7 +143,7 @@ func (r *Region) firstTouch(pw *word, w word, page uint64) {
 // lateTouch: somebody waits for a page whose prefetch is under way.
 func (r *Region) lateTouch(page uint64) {
 	pw, w := r.d.look(page)
-	if pw == nil || w&flagPrefetched == 0 || !bare.Cas64(pw, w, w&^flagPrefetched|flagTouched) {
+	if pw == nil || w&flagPrefetched == 0 || !bare.Cas64(pw, w, w&^flagPrefetched) {
 		return
 	}
 	r.ahead.late.Add(1)

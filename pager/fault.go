@@ -125,7 +125,7 @@ func unlockPage(d *desc, pw *word, w word, page uint64) bool {
 	if fresh && !d.words.takeDirty(d.framesPerPage()) {
 		return false
 	}
-	n := w&^stateMask | stUnlocking | flagTouched
+	n := w&^stateMask | stUnlocking
 	if !fresh {
 		n |= flagHeld
 	}
@@ -170,7 +170,9 @@ func (w *pagerWords) takeDirty(n int64) bool {
 			return false
 		}
 		if bare.Cas64(p, v, v-uint64(n)) {
-			add64(&w.dirty, n)
+			if add64(&w.dirty, n) == n {
+				w.wake() // the first: the housekeeper has a clock to look at
+			}
 			return true
 		}
 	}
@@ -303,7 +305,7 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			bare.FutexWait(&napWord, 0, patienceNap)
 			continue
 		}
-		pw, gen, ok := d.claim(page, flagTouched)
+		pw, gen, ok := d.claim(page, 0)
 		if !ok {
 			d.words.giveFrames(d.framesPerPage())
 			if pw == nil {
@@ -335,7 +337,10 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32) (errno uintptr) {
 	} else if stored-off < uint64(size) {
 		n = uintptr(stored - off)
 	}
-	if d.mem != nil && n == size {
+	if d.spilled(page) {
+		n = size
+		errno = preadFull(int(d.spillFD), mem, size, n, off)
+	} else if d.mem != nil && n == size {
 		src = unsafe.Add(d.mem, off)
 	} else if d.mem != nil {
 		bare.Copy(mem, unsafe.Add(d.mem, off), n)

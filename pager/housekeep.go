@@ -141,6 +141,12 @@ func (p *Pager) notice(v uint64) {
 		p.pumpNow()
 	case noticeFailed:
 		p.settleFailed(r, page)
+	case noticeWritten:
+		p.stats.writes.Add(1)
+		p.stats.writebacks.Add(1)
+		p.stats.writtenBytes.Add(1 << r.shift)
+		r.pageWritten(page)
+		p.cleaned()
 	}
 	p.keepRoom()
 }

@@ -4,6 +4,7 @@ package pager
 
 import (
 	"math/rand/v2"
+	"slices"
 	"unsafe"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
@@ -49,8 +50,8 @@ type zapEntry struct {
 type evictState struct {
 	batch  [maxEvictBatch]zapEntry
 	n      int
-	want   int64 // frames still wanted
-	dirty  int   // dirty pages met
+	want   int64       // frames still wanted
+	dirty  []dirtyPage // met on the way: to be written
 	ranges [maxEvictBatch]uffd.Range
 	take   func(evict.Page) evict.Verdict // takeVictim as a value, made once
 	unused int64
@@ -70,9 +71,13 @@ func (p *Pager) takeVictim(k evict.Page) evict.Verdict {
 	case stMissing, stLoading, stInstalling, stFailed, stEvicting:
 		return evict.Unknown // a load that is under way installs it anew
 	case stResident:
+	case stDirty:
+		if r := regionOf(d); len(p.ev.dirty) < maxEvictBatch && r != nil && !r.opt.Writeback.NoSteal {
+			p.ev.dirty = append(p.ev.dirty, dirtyPage{d, page})
+		}
+		return p.busyOr(evict.Stop)
 	default:
-		p.ev.dirty++
-		return evict.Busy
+		return p.busyOr(evict.Stop)
 	}
 	if w&pinMask != 0 {
 		return evict.Busy
@@ -94,6 +99,15 @@ func (p *Pager) takeVictim(k evict.Page) evict.Verdict {
 	return evict.Gone
 }
 
+// busyOr is the verdict on a page that must be written before it can leave:
+// others are offered, unless the order is to be kept exactly.
+func (p *Pager) busyOr(exact evict.Verdict) evict.Verdict {
+	if p.opt.EvictBatch == 1 {
+		return exact
+	}
+	return evict.Busy
+}
+
 // taken is how many frames of d are in the batch.
 func (ev *evictState) taken(d *desc) (frames int64) {
 	for i := range ev.batch[:ev.n] {
@@ -106,10 +120,10 @@ func (ev *evictState) taken(d *desc) (frames int64) {
 
 // evictSome makes about n frames free and returns how many it made. It picks
 // the domain at random, weighed by what each has resident, which is what one
-// queue over all of them would do.
+// queue over all of them would do. Victims that are dirty are written, so that
+// they can leave next time.
 func (p *Pager) evictSome(n int64) int64 {
 	p.evictMu.Lock()
-	defer p.evictMu.Unlock()
 	var total int
 	for _, dm := range p.domains {
 		total += dm.policy.Len()
@@ -124,24 +138,34 @@ func (p *Pager) evictSome(n int64) int64 {
 			}
 		}
 	}
-	p.ev.dirty = 0
 	var freed int64
 	for i := range p.domains {
 		if freed += p.evictDomain(p.domains[(start+i)%len(p.domains)], n-freed); freed >= n {
 			break
 		}
 	}
-	if freed == 0 && p.ev.dirty > 0 {
-		p.wakeFlusher()
-	}
+	p.evictUnlock()
 	return freed
+}
+
+// evictUnlock unlocks evictMu and writes the dirty victims.
+func (p *Pager) evictUnlock() {
+	if len(p.ev.dirty) == 0 {
+		p.evictMu.Unlock()
+		return
+	}
+	list := slices.Clone(p.ev.dirty)
+	p.ev.dirty = p.ev.dirty[:0]
+	p.evictMu.Unlock()
+	p.writeBack(list, writeEvict)
 }
 
 // evictFrom makes about n frames free within one domain.
 func (p *Pager) evictFrom(dm *domain, n int64) int64 {
 	p.evictMu.Lock()
-	defer p.evictMu.Unlock()
-	return p.evictDomain(dm, n)
+	freed := p.evictDomain(dm, n)
+	p.evictUnlock()
+	return freed
 }
 
 // evictDomain does it. evictMu is held.

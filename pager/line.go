@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -83,6 +84,9 @@ func (p *Pager) serveLine() {
 
 // reserveFor takes the op's frames and credits, both or none.
 func (p *Pager) reserveFor(op *waitOp) bool {
+	if op.ticket {
+		return p.reserve(op.r, op.need)
+	}
 	page := op.ranges[0].first
 	if op.pin && !p.credits.take(page, op.need) {
 		return false
@@ -94,6 +98,20 @@ func (p *Pager) reserveFor(op *waitOp) bool {
 		return false
 	}
 	return true
+}
+
+// waitFrames reserves n frames for r, waiting in line if there are none. The
+// caller has entered the region.
+func (p *Pager) waitFrames(ctx context.Context, r *Region, n int64) error {
+	if p.waiting.Load() == 0 && p.reserve(r, n) {
+		return nil
+	}
+	r.active.Add(1) // the op's own, which wait leaves
+	op := newOp(r)
+	op.ticket, op.need = true, n
+	op.left.Store(1)
+	p.enqueue(op)
+	return op.wait(ctx)
 }
 
 // leaveLine completes op with err if it still stands in line.

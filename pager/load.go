@@ -38,6 +38,7 @@ type load struct {
 	first uint64
 	gens  []uint32 // generation of each page's claim
 	kind  int
+	from  source
 	begun time.Time
 	buf   *buffer
 	gen0  [1]uint32
@@ -74,24 +75,39 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 		}
 		b.count++
 	}
+	from := r.sourceOf(page)
 	if k := len(b.loads) - 1; k >= 0 {
 		l := b.loads[k]
 		n := uint64(len(l.gens))
-		if l.r == r && l.kind == kind && l.first+n == page && (n+1)<<r.shift <= maxRun && !r.zeroPage(page) {
+		if l.r == r && l.kind == kind && l.from == from && l.first+n == page && (n+1)<<r.shift <= maxRun {
 			l.gens = append(l.gens, gen)
 			return
 		}
 	}
 	l := loadPool.Get().(*load)
-	l.r, l.first, l.kind = r, page, kind
+	l.r, l.first, l.kind, l.from = r, page, kind, from
 	l.gen0[0] = gen
 	l.gens = l.gen0[:1]
 	b.loads = append(b.loads, l)
 }
 
-// zeroPage: the store has nothing of this page; it reads as zeros without I/O.
-func (r *Region) zeroPage(page uint64) bool {
-	return page<<r.shift >= bare.Load64(&r.d.stored)
+// source is where a page's contents are.
+type source uint8
+
+const (
+	fromStore source = iota
+	fromZeros        // nowhere: the store has nothing of it
+	fromSpill        // Private: in the spill file
+)
+
+func (r *Region) sourceOf(page uint64) source {
+	switch {
+	case r.d.spilled(page):
+		return fromSpill
+	case page<<r.shift >= bare.Load64(&r.d.stored):
+		return fromZeros
+	}
+	return fromStore
 }
 
 // submit starts the batch's reads and frees the batch.
@@ -131,23 +147,29 @@ func (p *Pager) ready(l *load, b *batch) {
 	b.ops = append(b.ops, &l.op)
 }
 
-// flushBatch hands b's ops to their stores. Ops of one region are together.
+// flushBatch hands b's ops to their stores, those of one store together.
 func (p *Pager) flushBatch(b *batch) {
 	for i := 0; i < len(b.ops); {
-		r := b.ops[i].Arg.(*load).r
-		if l := b.ops[i].Arg.(*load); r.zeroPage(l.first) {
+		l := b.ops[i].Arg.(*load)
+		k := i + 1
+		if l.from == fromZeros {
 			clear(l.op.Buf)
 			l.op.N = len(l.op.Buf)
-			b.ops[i] = nil
-			i++
 			p.finish(l, nil)
+			i = k
 			continue
 		}
-		k := i + 1
-		for k < len(b.ops) && b.ops[k].Arg.(*load).r == r && !r.zeroPage(b.ops[k].Arg.(*load).first) {
+		for k < len(b.ops) {
+			if o := b.ops[k].Arg.(*load); o.r != l.r || o.from != l.from {
+				break
+			}
 			k++
 		}
-		r.store.Start(p.engine, b.ops[i:k])
+		st := l.r.store
+		if l.from == fromSpill {
+			st = l.r.write.spill.st
+		}
+		st.Start(p.engine, b.ops[i:k])
 		i = k
 	}
 	clear(b.ops)
@@ -219,6 +241,9 @@ func loadDone(op *aio.Op) {
 		// What the store should have; the rest of the last page is zeros.
 		stored := int64(bare.Load64(&l.r.d.stored))
 		want := max(0, min(int64(len(op.Buf)), stored-op.Off))
+		if l.from == fromSpill {
+			want = int64(len(op.Buf))
+		}
 		if int64(op.N) < want {
 			err = fmt.Errorf("the store ends at %d, not at %d as when it was opened: %w", op.Off+int64(op.N), stored, io.ErrUnexpectedEOF)
 		} else {

@@ -61,6 +61,8 @@ type Pager struct {
 	wakeFile *os.File
 	wg       sync.WaitGroup
 	flush    flusher
+
+	writingFrames atomic.Int64 // page writes in flight
 }
 
 // counters are written on slow paths only.
@@ -115,7 +117,7 @@ func New(o Options) (*Pager, error) {
 	}
 	if o.Park == coro.Require {
 		if active, why := coro.ParkStatus(); sp.rawErr != nil || !active {
-			return nil, unsupported("goroutines cannot be parked in place: %s", cmp(why, sp.rawErr))
+			return nil, unsupported("goroutines cannot be parked in place: %s", firstReason(why, sp.rawErr))
 		}
 	}
 	p := &Pager{opt: o, log: o.Logger, w: new(pagerWords), regions: map[*Region]struct{}{}, done: make(chan struct{})}
@@ -152,7 +154,7 @@ func New(o Options) (*Pager, error) {
 	return p, nil
 }
 
-func cmp(why string, err error) string {
+func firstReason(why string, err error) string {
 	if err != nil {
 		return err.Error()
 	}

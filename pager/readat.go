@@ -62,7 +62,7 @@ func (r *Region) readPage(b []byte, off int64, page uint64, rest int) error {
 			if w&(flagTouched|flagPrefetched) != flagTouched {
 				if w&flagPrefetched != 0 {
 					r.firstTouch(pw, w, page)
-				} else {
+				} else if tries == 0 {
 					bare.Cas64(pw, w, w|flagTouched)
 				}
 			}

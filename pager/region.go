@@ -35,6 +35,7 @@ type Region struct {
 	domain    *domain
 	maxFrames int64 // MaxResident
 	rawErr    error
+	mapSize   int64 // when it was mapped
 
 	closing  atomic.Bool  // no new calls
 	draining atomic.Bool  // no new faults either: the last View has ended
@@ -185,6 +186,11 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	}
 	d := r.d
 	r.base, r.dir = bare.Ptr(d.base), d.dir
+	r.mapSize = size
+	if err := r.openWrite(reach); err != nil {
+		sp.release(r)
+		return nil, err
+	}
 	d.length, d.stored = uint64(size), uint64(size)
 	d.words = p.w
 	d.minResident = o.MinResident >> frameShift
@@ -210,7 +216,7 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 		p.mu.Unlock()
 		p.forget(r)
 		sp.release(r)
-		return nil, ErrClosed
+		return nil, errors.Join(ErrClosed, r.closeWrite())
 	}
 	p.regions[r] = struct{}{}
 	if fpp > p.largestPage.Load() {
@@ -229,6 +235,9 @@ func (r *Region) setFlags(o RegionOptions) error {
 	}
 	if r.opt.Prefetch != prefetch.None() {
 		d.flags |= descNotices
+	}
+	if !o.ReadOnly {
+		d.flags |= descServeDirty
 	}
 	if o.OnReadError == Wait {
 		d.flags |= descWaitError
@@ -301,9 +310,9 @@ func (r *Region) close() error {
 	p.drain(func() bool { return atomic.LoadUint32(&d.users) == 0 })
 	r.evictAll()
 	p.forget(r)
-	err := r.store.Close()
+	err := errors.Join(syncErr, r.closeWrite(), r.store.Close())
 	sp.release(r)
-	return errors.Join(syncErr, r.closeWrite(), err)
+	return err
 }
 
 // drain waits until done says so, for things that end soon or are the user's.

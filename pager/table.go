@@ -78,7 +78,13 @@ type desc struct {
 	dirty       int64  // frames
 	misses      uint64 // made by the fault server
 	minResident int64  // frames that eviction leaves
-	_           [32]byte
+
+	// Private regions: which pages are in the spill file instead of the store.
+	spillBits unsafe.Pointer // *[…]uint64, nil: not private
+	spillFD   int32
+	_         [4]byte
+
+	holdFirst, holdEnd uint64 // pages that must not be written now: see Discard
 }
 
 const (

@@ -51,7 +51,7 @@ type waitOp struct {
 	ranges []pageRange // what is wanted, in pages
 	one    [1]pageRange
 	pin    bool // the pages are to be pinned
-	write  bool // … and made writable
+	ticket bool // frames are all it wants: the owner uses them himself
 
 	left  atomic.Int32 // pages still missing, plus one while the op is being started
 	state atomic.Uint32
@@ -186,7 +186,7 @@ func (op *waitOp) undo() {
 	op.got = nil
 	op.mu.Unlock()
 	for _, pr := range got {
-		op.r.unpin(pr, op.write)
+		op.r.unpin(pr, false)
 	}
 }
 

@@ -33,6 +33,10 @@ const (
 	Busy
 	// Unknown: the page is not resident any more; forget it without a ghost.
 	Unknown
+	// Stop: keep the page where it is and offer no more for now. The pager
+	// says so when evictions must keep the policy's order exactly and the page
+	// has to be written before it can leave.
+	Stop
 )
 
 // Policy orders the resident pages for eviction. Calls are serialised by the

@@ -64,6 +64,8 @@ func (f *fifo) Evict(n int, take func(Page) Verdict) int {
 				gone++
 			case Unknown:
 				f.t.forget(s)
+			case Stop:
+				return gone
 			default:
 				f.t.move(s, q)
 			}

@@ -71,7 +71,7 @@ func checkTable(t *table) error {
 func TestPolicyKeepsItsPromises(t *testing.T) {
 	// Histories are cheap; rapid's default of 100 is meant for dearer ones.
 	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		checks := "3000"
+		checks := "1000"
 		if os.Getenv("UFFDPAGER_TORTURE") != "" {
 			checks = "300000"
 		}

@@ -157,6 +157,8 @@ func (c *s3fifo) Evict(n int, take func(Page) Verdict) int {
 			}
 		case Busy:
 			c.t.move(s, q)
+		case Stop:
+			return gone
 		}
 	}
 	return gone

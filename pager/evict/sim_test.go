@@ -75,9 +75,9 @@ func missRatio(p Policy, sees bool, budget, n int, next func() Page) float64 {
 // From misses alone S3-FIFO does what a clock needs every touch for.
 func TestMissesAloneAreEnough(t *testing.T) {
 	const (
-		pages    = 1 << 16
+		pages    = 1 << 15
 		budget   = pages / 16
-		accesses = 1_000_000
+		accesses = 500_000
 	)
 	z := newZipf(pages, 0.99)
 	for _, w := range []struct {

@@ -1,0 +1,459 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"reflect"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/pager/store"
+)
+
+// Writing to pages
+//
+// A clean page is write-protected. The first store to it is a fault that the
+// handler resolves by itself (unlockPage); explicit writers do the same
+// without the fault. Either way the page is Dirty before it is writable, and
+// holds one credit per frame until it has been written to the store.
+
+// writeState is a region's side of writing.
+type writeState struct {
+	mu       sync.Mutex
+	pins     map[uint64]int       // write pins per page
+	waiters  map[uint64][]*SyncOp // who waits for the write of a page that is in flight
+	errs     []error              // failed writes nobody has been told of
+	flushErr error                // sticky: a flush failed
+	since    time.Time            // when the region was last seen without dirty pages
+	retryAt  time.Time            // after a failed write: not before
+	backoff  time.Duration
+
+	inflight atomic.Int64 // page writes under way
+	resizing sync.RWMutex // held shared by what must not see the size change
+	discards sync.Mutex   // one Discard at a time
+	spill    *spill       // Private
+	owner    bool         // the store is in mapped
+}
+
+// mapped holds the stores of all open regions that may write to them, so that
+// one store has one owner.
+var mapped sync.Map
+
+// checkWrite settles whether the region is writable.
+func checkWrite(s store.Store, o *RegionOptions) error {
+	if o.Durability == Atomic && !o.ReadOnly {
+		return unsupported("atomic regions are not available in this version")
+	}
+	switch {
+	case o.Private:
+		if o.ReadOnly {
+			return fmt.Errorf("pager: Map %s: a region cannot be both Private and ReadOnly", s)
+		}
+		if sp.fd >= 0 && !sp.wp {
+			return unsupported("private regions need write-protect faults")
+		}
+	case !s.Writable():
+		o.ReadOnly = true
+	}
+	return nil
+}
+
+// openWrite makes the region's store its own, and its spill file.
+func (r *Region) openWrite(reach int64) error {
+	if r.opt.Private {
+		return r.openSpill(reach)
+	}
+	if r.opt.ReadOnly {
+		return nil
+	}
+	if reflect.TypeOf(r.store).Comparable() {
+		if _, taken := mapped.LoadOrStore(r.store, r); taken {
+			return fmt.Errorf("%w: store %s is mapped for writing already", ErrBusy, r.name)
+		}
+		r.write.owner = true
+	}
+	return nil
+}
+
+// closeWrite undoes openWrite.
+func (r *Region) closeWrite() error {
+	if r.write.owner {
+		mapped.Delete(r.store)
+	}
+	if s := r.write.spill; s != nil {
+		return s.close()
+	}
+	return nil
+}
+
+// writableErr is nil if the region may be written to.
+func (r *Region) writableErr() error {
+	if r.opt.ReadOnly {
+		return ErrReadOnly
+	}
+	return nil
+}
+
+// AcquireWrite is Acquire for memory that will be written to, also by the
+// kernel, C code or DMA (read(2) into it, O_DIRECT reads): the pages are dirty
+// and writable without a fault until Release. They may be written to the store
+// meanwhile, but never count as clean, so nothing that lands in them before
+// Release is lost. Two frames' worth of Stats.Pinnable are used per frame.
+func (r *Region) AcquireWrite(ctx context.Context, off, n int64) (Pin, error) {
+	if err := r.writableErr(); err != nil {
+		return Pin{}, err
+	}
+	if n > 0 && 2*int64(r.pageRange(max(off, 0), n).n)*r.fpp > r.p.pinnable.Load() && r.checkRange("acquire", off, n) == nil {
+		return Pin{}, fmt.Errorf("%w: %d bytes cannot be pinned for writing at once", ErrBudget, n)
+	}
+	return r.acquire(ctx, off, n, true)
+}
+
+// makeWritable turns pins into write pins. On an error the pins are released.
+func (r *Region) makeWritable(ctx context.Context, pr pageRange) error {
+	for i := uint64(0); i < pr.n; i++ {
+		page := pr.first + i
+		r.addWritePin(page)
+		if err := r.ensureDirty(ctx, page); err != nil {
+			r.unpin(pageRange{pr.first, i + 1}, true)
+			if pr.n > i+1 {
+				r.unpin(pageRange{page + 1, pr.n - i - 1}, false)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// addWritePin marks a pinned page as one that may be written to at any time.
+// The flag is in the word before the page is made dirty: a writeback that does
+// not see it has begun earlier, and ensureDirty finds its state.
+func (r *Region) addWritePin(page uint64) {
+	ws := &r.write
+	ws.mu.Lock()
+	if ws.pins == nil {
+		ws.pins = map[uint64]int{}
+	}
+	ws.pins[page]++
+	pw, _ := r.d.look(page)
+	bare.Or64(pw, flagWritePin)
+	ws.mu.Unlock()
+}
+
+func (r *Region) dropWritePin(page uint64) {
+	ws := &r.write
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.pins[page]--; ws.pins[page] > 0 {
+		return
+	}
+	delete(ws.pins, page)
+	pw, _ := r.d.look(page)
+	// Its last stores may be later than the last copy made of it.
+	r.d.markDirty(page)
+	bare.And64(pw, ^flagWritePin)
+}
+
+// errAbsent: the page is not there (any more).
+var errAbsent = fmt.Errorf("pager: page is not resident")
+
+// ensureDirty makes a page that is present Dirty and writable, waiting for
+// room among the dirty pages if need be.
+func (r *Region) ensureDirty(ctx context.Context, page uint64) error {
+	var begun time.Time
+	for turn := 0; ; turn++ {
+		ok, err := r.tryDirty(page)
+		if ok || err != nil {
+			return err
+		}
+		if r.draining.Load() {
+			return ErrClosed
+		}
+		if begun.IsZero() {
+			begun = time.Now()
+		} else if time.Since(begun) > r.p.opt.StallLimit && r.p.flush.stalled(begun) {
+			return fmt.Errorf("%w: no page could be written to make room for a dirty one in %v", ErrBudget, r.p.opt.StallLimit)
+		}
+		if err := r.p.flush.waitRoom(ctx, r.p); err != nil {
+			return err
+		}
+	}
+}
+
+// tryDirty makes a present page Dirty if there is a credit for it.
+func (r *Region) tryDirty(page uint64) (ok bool, err error) {
+	d := r.d
+	for turn := 0; ; turn++ {
+		pw, w := d.look(page)
+		if pw == nil || !present(w) {
+			if pw != nil && w&stateMask == stEvicting {
+				relaxGo(turn)
+				continue
+			}
+			return false, errAbsent
+		}
+		switch w & stateMask {
+		case stDirty:
+			return true, nil
+		case stUnlocking, stCopying:
+			relaxGo(turn)
+			continue
+		}
+		if unlockPage(d, pw, w, page) {
+			return true, nil
+		}
+		if bare.Load64(pw) != w {
+			continue
+		}
+		// Credits may lie in the shards.
+		if r.p.credits.gather(); load64(&r.p.w.credits) >= r.fpp && turn < 8 {
+			continue
+		}
+		return false, nil
+	}
+}
+
+// WriteAt copies b to off, as io.WriterAt; it never grows the region: what
+// does not fit is not written, and the error is io.ErrShortWrite. A page that
+// is written whole is not read first. When it returns, every way of reading
+// sees the data; Sync makes it durable.
+func (r *Region) WriteAt(b []byte, off int64) (int, error) {
+	if err := r.writableErr(); err != nil {
+		return 0, err
+	}
+	if off < 0 {
+		return 0, r.checkRange("write", off, 0)
+	}
+	if !r.enter() {
+		return 0, ErrClosed
+	}
+	defer r.leave()
+	r.write.resizing.RLock()
+	defer r.write.resizing.RUnlock()
+	length := r.Len()
+	var short error
+	if off > length || int64(len(b)) > length-off {
+		b, short = b[:max(0, min(int64(len(b)), length-off))], io.ErrShortWrite
+	}
+	done := 0
+	for done < len(b) {
+		page := uint64(off) >> r.shift
+		lo, hi := int64(page<<r.shift), min(int64((page+1)<<r.shift), length)
+		n := min(len(b)-done, int(hi-off))
+		var err error
+		if off == lo && n == int(hi-lo) {
+			err = r.writeWhole(b[done:done+n], page)
+		} else {
+			err = r.writePart(b[done:done+n], off, page)
+		}
+		if err != nil {
+			return done, err
+		}
+		done += n
+		off += int64(n)
+	}
+	return done, short
+}
+
+// writePart writes within a page, which is read first if it is absent.
+func (r *Region) writePart(b []byte, off int64, page uint64) error {
+	src := unsafe.Pointer(unsafe.SliceData(b))
+	for tries := 0; ; tries++ {
+		pw, w := r.d.look(page)
+		switch {
+		case pw == nil || !present(w):
+			if err := r.need(context.Background(), page, 0); err != nil {
+				return err
+			}
+			continue
+		case w&stateMask != stDirty && !(w&stateMask == stWriting && w&flagRedirtied != 0):
+			if err := r.ensureDirty(context.Background(), page); err == errAbsent {
+				continue
+			} else if err != nil {
+				return err
+			}
+		}
+		if w&flagPrefetched != 0 {
+			r.firstTouch(pw, w, page)
+		}
+		if !sp.trap || tries > 8 && regionAt(uintptr(src)) == nil {
+			return r.writePinned(b, off)
+		}
+		left, addr := coro.CopyOut(unsafe.Add(r.base, off), src, uintptr(len(b)))
+		if left == 0 {
+			return nil
+		}
+		if o := regionAt(addr); o != nil && (addr < uintptr(r.base)+uintptr(off) || addr >= uintptr(r.base)+uintptr(off)+uintptr(len(b))) {
+			// b is memory of a region and absent.
+			if err := o.need(context.Background(), uint64(addr-o.d.base)>>o.shift, 0); err != nil {
+				return err
+			}
+		}
+		if tries&7 == 7 {
+			runtime.Gosched()
+		}
+	}
+}
+
+func (r *Region) writePinned(b []byte, off int64) error {
+	pin, err := r.AcquireWrite(context.Background(), off, int64(len(b)))
+	if err != nil {
+		return err
+	}
+	copy(pin.Bytes(), b)
+	pin.Release()
+	return nil
+}
+
+// writeWhole writes all of a page (of the part within the region, for the last
+// one). An absent page is born dirty, from a private buffer, without a read.
+func (r *Region) writeWhole(b []byte, page uint64) error {
+	p, d := r.p, r.d
+	for {
+		pw, w := d.look(page)
+		if pw != nil && w&stateMask != stMissing {
+			return r.writePart(b, int64(page<<r.shift), page)
+		}
+		// Room for a dirty page first: nothing is held meanwhile.
+		for !p.w.takeDirty(r.fpp) {
+			if p.credits.gather(); p.w.takeDirty(r.fpp) {
+				break
+			}
+			if err := p.flush.waitRoom(context.Background(), p); err != nil {
+				return err
+			}
+			if r.draining.Load() {
+				return ErrClosed
+			}
+		}
+		if err := p.waitFrames(context.Background(), r, r.fpp); err != nil {
+			p.w.giveDirty(r.fpp)
+			return err
+		}
+		buf := bufs.get(1 << r.shift)
+		if err := r.fillBuffer(buf, b); err != nil {
+			bufs.put(buf)
+			p.w.giveDirty(r.fpp)
+			p.unreserve(r.fpp)
+			return err
+		}
+		pw, gen, ok := d.claim(page, 0)
+		if !ok {
+			bufs.put(buf)
+			p.w.giveDirty(r.fpp)
+			p.unreserve(r.fpp)
+			if pw == nil {
+				return fmt.Errorf("%w: the page table is full", ErrBudget)
+			}
+			continue
+		}
+		old, errno := bornDirty(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
+		bufs.put(buf)
+		if errno != 0 {
+			p.w.giveDirty(r.fpp)
+			if errno == errnoTakenOver {
+				p.settle(r, page)
+				continue
+			}
+			err := r.fault("map", page, errnoError(errno))
+			p.failPage(r, page, gen, stLoading, err)
+			return err
+		}
+		p.evictMu.Lock()
+		r.domain.policy.Install(pageKey(d, page), evict.Demand)
+		p.evictMu.Unlock()
+		if old&flagWaited != 0 {
+			p.settle(r, page)
+		}
+		p.keepRoom()
+		return nil
+	}
+}
+
+// fillBuffer copies b, which may be memory of a region, and zeros the rest.
+func (r *Region) fillBuffer(buf *buffer, b []byte) error {
+	src := unsafe.Pointer(unsafe.SliceData(b))
+	dst := unsafe.Pointer(&buf.mem[0])
+	for done := uintptr(0); ; {
+		n := uintptr(len(b)) - done
+		if !sp.trap {
+			copy(buf.mem, b)
+			break
+		}
+		left, addr := coro.CopyOut(unsafe.Add(dst, done), unsafe.Add(src, done), n)
+		if left == 0 {
+			break
+		}
+		done += n - left
+		o := regionAt(addr)
+		if o == nil {
+			return ErrClosed
+		}
+		if err := o.need(context.Background(), uint64(addr-o.d.base)>>o.shift, 0); err != nil {
+			return err
+		}
+	}
+	clear(buf.mem[len(b) : 1<<r.shift])
+	return nil
+}
+
+const errnoTakenOver = 1<<21 + 1
+
+// bornDirty maps a claimed page from src, writable, as Dirty.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (old word, errno uintptr) {
+	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
+		return 0, errnoTakenOver
+	}
+	errno = mapPages(d.addr(page), src, d.pageSize(), false)
+	if errno != 0 {
+		setState(pw, stInstalling, stLoading, 0, 0)
+		return 0, errno
+	}
+	d.markDirty(page)
+	add64(&d.dirty, d.framesPerPage())
+	old, _ = setState(pw, stInstalling, stDirty, flagWaited, 0)
+	return old, 0
+}
+
+// Update runs fn over the region's memory, which fn may change, exactly once;
+// faults, errors and Close are as for View. It is a bracket, not a
+// transaction: nothing keeps others from seeing changes half done, and an
+// error does not take them back.
+func (r *Region) Update(ctx context.Context, fn func(mem []byte) error) error {
+	if err := r.writableErr(); err != nil {
+		return err
+	}
+	return r.bracket(ctx, fn, true)
+}
+
+func (r *Region) beginUpdate(ctx context.Context) error { return nil }
+func (r *Region) endUpdate()                            {}
+
+// startParkedWrite: a goroutine is parked at a store to a clean page because
+// there was no credit. The region has been entered.
+func (r *Region) startParkedWrite(pk coro.Parked, page uint64) {
+	ok, err := r.tryDirty(page)
+	if ok || err == errAbsent {
+		r.leave()
+		pk.Resume(0)
+		return
+	}
+	f := &r.p.flush
+	f.mu.Lock()
+	f.parked = append(f.parked, parkedWrite{r, pk, page})
+	f.mu.Unlock()
+	r.p.wakeFlusher()
+}

@@ -1,0 +1,272 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// Resize changes the size, within RegionOptions.MaxSize. Slices taken before
+// stay valid for what they cover; touches past the new end fault. New bytes
+// read as zeros and cost no I/O until written. Pages past a smaller end are
+// dropped, written or not; it waits for pins on them (and for ctx). A read-only
+// region cannot be resized.
+func (r *Region) Resize(ctx context.Context, size int64) error {
+	if err := r.writableErr(); err != nil {
+		return err
+	}
+	if limit := max(r.opt.MaxSize, r.mapSize); size < 0 || size > limit {
+		return fmt.Errorf("pager: Resize to %d: %w: MaxSize is %d", size, errRange, limit)
+	}
+	if !r.enter() {
+		return ErrClosed
+	}
+	defer r.leave()
+	r.write.resizing.Lock()
+	defer r.write.resizing.Unlock()
+	old := r.Len()
+	if size >= old {
+		if !r.opt.Private {
+			if err := r.store.Truncate(size); err != nil {
+				return r.fault("resize", uint64(old)>>r.shift, err)
+			}
+		}
+		atomic.StoreUint64(&r.d.length, uint64(size))
+		return nil
+	}
+	// Shrinking. What remains of the last page must read as zeros when the
+	// region grows again; then new faults are refused, then pages dropped.
+	tail := (size + 1<<r.shift - 1) &^ (1<<r.shift - 1)
+	if tail > size {
+		end := min(tail, old)
+		pin, err := r.AcquireWrite(ctx, size, end-size)
+		if err != nil {
+			return err
+		}
+		bare.Zero(unsafe.Add(r.base, size), uintptr(end-size))
+		defer pin.Release()
+	}
+	atomic.StoreUint64(&r.d.length, uint64(size))
+	first := uint64(tail) >> r.shift
+	n := (uint64(old)+1<<r.shift-1)>>r.shift - min(first, (uint64(old)+1<<r.shift-1)>>r.shift)
+	if err := r.dropPages(ctx, pageRange{first, n}); err != nil {
+		atomic.StoreUint64(&r.d.length, uint64(old))
+		return err
+	}
+	if stored := bare.Load64(&r.d.stored); stored > uint64(size) {
+		bare.Store64(&r.d.stored, uint64(size))
+	}
+	r.unspill(first, n)
+	if !r.opt.Private {
+		if err := r.store.Truncate(size); err != nil {
+			return r.fault("resize", uint64(size)>>r.shift, err)
+		}
+	}
+	return nil
+}
+
+// dropPages makes all pages of pr Missing, whatever is in them. It waits for
+// reads and writes under way and for pins; new claims are the caller's to keep
+// out.
+func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
+	p := r.p
+	batch := make([]zapEntry, 0, maxEvictBatch)
+	flush := func() {
+		if len(batch) == 0 {
+			return
+		}
+		p.evictMu.Lock()
+		frames := zapBatch(&batch[0], len(batch), &p.ev.ranges[0])
+		for i := range batch {
+			if batch[i].ok {
+				r.domain.policy.Remove(pageKey(batch[i].d, batch[i].page))
+			}
+		}
+		p.evictMu.Unlock()
+		p.unreserve(frames)
+		for i := range batch {
+			if batch[i].ok {
+				r.pageWritten(batch[i].page) // whoever waits for its write waits in vain
+			}
+		}
+		batch = batch[:0]
+	}
+	for turn := 0; ; turn++ {
+		left := 0
+		r.eachIn(pr, func(page uint64, w word) {
+			left++
+			if w&pinMask != 0 {
+				return
+			}
+			if w&stateMask == stDirty {
+				r.forceClean(page)
+				_, w = r.d.look(page)
+			}
+			if w&stateMask == stFailed {
+				p.settleFailed(r, page)
+			}
+			if w&stateMask == stResident && w&pinMask == 0 {
+				if batch = append(batch, zapEntry{d: r.d, page: page, seen: w}); len(batch) == maxEvictBatch {
+					flush()
+				}
+			}
+		})
+		flush()
+		if left == 0 {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p.reapSome(64)
+		if turn < 100 {
+			runtime.Gosched()
+		} else {
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
+}
+
+// forceClean makes a Dirty page clean without writing it: its contents are not
+// wanted any more.
+func (r *Region) forceClean(page uint64) {
+	if dropDirty(r.d, page) {
+		add64(&r.d.dirty, -r.fpp)
+		r.p.w.giveDirty(r.fpp)
+		r.p.cleaned()
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func dropDirty(d *desc, page uint64) bool {
+	for {
+		pw, w := d.look(page)
+		if pw == nil || w&stateMask != stDirty || w&(flagWritePin|pinMask) != 0 {
+			return false
+		}
+		if bare.Cas64(pw, w, w&^stateMask|stCopying) {
+			protectRange(d.addr(page), d.pageSize(), true)
+			d.clearDirty(page)
+			setState(pw, stCopying, stResident, flagRedirtied, 0)
+			return true
+		}
+	}
+}
+
+// Discard makes [off, off+n) read as zeros and gives its space in the store
+// back: it punches a hole into a file and zeroes out a device. It waits for
+// I/O and for pins on whole pages of the range (and for ctx). What was written
+// to the range before and not synced is gone.
+func (r *Region) Discard(ctx context.Context, off, n int64) error {
+	if err := r.writableErr(); err != nil {
+		return err
+	}
+	if err := r.checkRange("discard", off, n); err != nil {
+		return err
+	}
+	if n == 0 {
+		return nil
+	}
+	if !r.enter() {
+		return ErrClosed
+	}
+	defer r.leave()
+	ps := int64(1) << r.shift
+	lo := (off + ps - 1) &^ (ps - 1)
+	hi := (off + n) &^ (ps - 1)
+	if off+n == r.Len() {
+		hi = (off + n + ps - 1) &^ (ps - 1) // the last page ends with the region
+	}
+	if lo >= hi {
+		return r.zero(ctx, off, n)
+	}
+	if err := r.zero(ctx, off, lo-off); err != nil {
+		return err
+	}
+	if off+n > hi {
+		if err := r.zero(ctx, hi, off+n-hi); err != nil {
+			return err
+		}
+	}
+	const chunk = 512
+	for first, end := uint64(lo)>>r.shift, uint64(hi)>>r.shift; first < end; {
+		k := min(chunk, end-first)
+		if err := r.discardPages(ctx, pageRange{first, k}); err != nil {
+			return err
+		}
+		first += k
+	}
+	return nil
+}
+
+// zero writes zeros over part of a page.
+func (r *Region) zero(ctx context.Context, off, n int64) error {
+	if n <= 0 {
+		return nil
+	}
+	pin, err := r.AcquireWrite(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	bare.Zero(unsafe.Add(r.base, off), uintptr(n))
+	pin.Release()
+	return nil
+}
+
+// discardPages discards whole pages: drop what is in memory, punch the store,
+// and drop again what was read before the punch. As long as that takes nobody
+// writes pages of the range to the store, so nothing old can come back.
+func (r *Region) discardPages(ctx context.Context, pr pageRange) (err error) {
+	ps := int64(1) << r.shift
+	off, n := int64(pr.first<<r.shift), int64(pr.n<<r.shift)
+	n = min(n, r.Len()-off)
+	if r.opt.Private {
+		// Holes of one's own are pages of zeros.
+		for at := off; at < off+n; at += ps {
+			if err := r.zero(ctx, at, min(ps, off+n-at)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	r.write.discards.Lock()
+	defer r.write.discards.Unlock()
+	bare.Store64(&r.d.holdFirst, pr.first)
+	bare.Store64(&r.d.holdEnd, pr.first+pr.n)
+	defer func() {
+		bare.Store64(&r.d.holdEnd, 0)
+		// A Sync that waited for a page of the range has it written now.
+		var list []dirtyPage
+		for page := pr.first; page < pr.first+pr.n; page++ {
+			if pw, w := r.d.look(page); pw != nil && w&stateMask == stDirty {
+				list = append(list, dirtyPage{r.d, page})
+			}
+		}
+		r.p.writeBack(list, writeSync)
+	}()
+	if err := r.dropPages(ctx, pr); err != nil {
+		return err
+	}
+	if err := r.store.Discard(off, n); err != nil {
+		return r.fault("discard", pr.first, err)
+	}
+	return r.dropPages(ctx, pr)
+}
+
+// held: pages that a Discard is about to drop are not written.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) held(page uint64) bool {
+	return page < bare.Load64(&d.holdEnd) && page >= bare.Load64(&d.holdFirst)
+}

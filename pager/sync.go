@@ -1,0 +1,358 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/uffdpager/uffdpager/pager/aio"
+)
+
+// Sync
+//
+// A SyncOp goes through the pages of its range that are dirty when it begins,
+// starts the writes that are not under way, waits for all of them page by
+// page, and then flushes the store once. A page whose write was under way when
+// the op began, and that had been written to again by then, is written a
+// second time. The op is driven by completions: no goroutine waits with it.
+//
+// A failed write reaches the ops that wait for the page, and if there is none,
+// the next op; the page stays dirty. A failed flush is kept for ever: what was
+// written before may be gone although it left memory as clean.
+
+// SyncOp is a sync under way.
+type SyncOp struct {
+	r      *Region
+	first  uint64 // range, in pages
+	end    uint64
+	efd    *sharedEventfd
+	done   chan struct{}
+	begun  time.Time
+	left   atomic.Int64 // pages to be written, plus one while the op is being started
+	mu     sync.Mutex
+	err    error
+	again  map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
+	flushO aio.Op
+}
+
+// SyncEventfd is SyncRange that does not wait: efd, an eventfd of the caller
+// (duplicated inside; -1: none), is signalled once, when everything written to
+// [off, off+n) before the call is durable, or that has failed. It takes no
+// goroutine and no thread while it is under way.
+func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
+	if err := r.checkRange("sync", off, n); err != nil {
+		return nil, err
+	}
+	s := &SyncOp{r: r, done: make(chan struct{}), begun: time.Now()}
+	if efd != -1 {
+		e, err := shareEventfd(efd)
+		if err != nil {
+			return nil, err
+		}
+		s.efd = e
+	}
+	if !r.enter() {
+		s.efd.release()
+		return nil, ErrClosed
+	}
+	if n > 0 {
+		pr := r.pageRange(off, n)
+		s.first, s.end = pr.first, pr.first+pr.n
+	}
+	s.start()
+	return s, nil
+}
+
+// Sync makes all that was written before the call durable. It waits; ctx ends
+// the wait, not the writing. Read-only and private regions have nothing to
+// make durable.
+//
+// Errors: *FaultError of a write that failed since the last Sync (the page
+// stays dirty and is tried again); a failed flush, which every later Sync
+// returns as well until the region is mapped anew; ctx.Err; ErrClosed.
+func (r *Region) Sync(ctx context.Context) error {
+	return r.SyncRange(ctx, 0, r.Len())
+}
+
+// SyncRange is Sync for [off, off+n).
+func (r *Region) SyncRange(ctx context.Context, off, n int64) error {
+	s, err := r.SyncEventfd(off, n, -1)
+	if err != nil {
+		return err
+	}
+	return s.Wait(ctx)
+}
+
+// Commit makes the changes of an Atomic region durable, all or none.
+func (r *Region) Commit(ctx context.Context) error {
+	return fmt.Errorf("pager: Commit of a region that is not Atomic: %w", ErrNotSupported)
+}
+
+// Done is closed when the op has ended.
+func (s *SyncOp) Done() <-chan struct{} { return s.done }
+
+// Err is nil before Done, and after it if all is durable.
+func (s *SyncOp) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+// Wait waits for Done or ctx and returns Err or ctx.Err.
+func (s *SyncOp) Wait(ctx context.Context) error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+	}
+	select {
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *SyncOp) fail(err error) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.err = err
+	}
+	s.mu.Unlock()
+}
+
+// start begins the writes.
+func (s *SyncOp) start() {
+	r, p := s.r, s.r.p
+	s.left.Store(1)
+	if r.opt.ReadOnly || r.opt.Private || s.end == s.first {
+		s.finish()
+		return
+	}
+	r.write.mu.Lock()
+	if e := r.write.flushErr; e != nil {
+		s.err = e
+	} else if len(r.write.errs) > 0 {
+		s.err = errors.Join(r.write.errs...)
+		r.write.errs = nil
+	}
+	r.write.mu.Unlock()
+
+	var list []dirtyPage
+	r.write.mu.Lock()
+	s.eachDirty(func(page uint64, w word) {
+		if w&stateMask == stDirty {
+			list = append(list, dirtyPage{r.d, page})
+		} else if w&flagRedirtied != 0 {
+			if s.again == nil {
+				s.again = map[uint64]struct{}{}
+			}
+			s.again[page] = struct{}{}
+		}
+		if r.write.waiters == nil {
+			r.write.waiters = map[uint64][]*SyncOp{}
+		}
+		r.write.waiters[page] = append(r.write.waiters[page], s)
+		s.left.Add(1)
+	})
+	r.write.mu.Unlock()
+	// A page of the list that somebody else begins to write before we do is
+	// as good: his copy is made after the call.
+	p.writeBack(list, writeSync)
+	s.pageDone()
+}
+
+// eachDirty calls fn for the pages of the op's range that are Dirty or
+// Writing. write.mu is held, so no ordinary write ends meanwhile.
+func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
+	used := atomic.LoadUint32(&sp.leafUsed)
+	d := s.r.d
+	for leaf := uint32(1); leaf <= used; leaf++ {
+		m := metaOf(leaf)
+		if atomic.LoadUint32(&m.desc) != d.index {
+			continue
+		}
+		group := atomic.LoadUint64(&m.group)
+		if uint32(atomic.LoadUint64(d.dirEntry(group<<leafShift)))&dirLeafMask != leaf {
+			continue // a leaf on the free list still names its last group
+		}
+		first := group << leafShift
+		for page := max(first, s.first); page < min(first+leafPages, s.end); page++ {
+			for turn := 0; ; turn++ {
+				pw, w := d.look(page)
+				if st := w & stateMask; pw == nil || st < stUnlocking || st > stWriting {
+					break
+				} else if st == stDirty || st == stWriting {
+					fn(page, w)
+					break
+				}
+				relaxGo(turn)
+			}
+		}
+	}
+}
+
+// endWrites ends the writes of n pages (see endWrite) and returns the number
+// of pages that became clean, the ops that need wait for them no longer, and
+// the pages that have to be written once more for others.
+func (r *Region) endWrites(first, n uint64, err error) (clean int64, ready []*SyncOp, more []dirtyPage) {
+	ws := &r.write
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	told := false
+	for page := first; page < first+n; page++ {
+		if endWrite(r.d, page, err == nil) {
+			clean++
+		}
+		if l := ws.waiters[page]; len(l) > 0 {
+			told = true
+			kept := r.tell(page, l, err, &ready)
+			if len(kept) > 0 {
+				more = append(more, dirtyPage{r.d, page})
+			}
+		}
+	}
+	if err == nil {
+		ws.backoff, ws.retryAt = 0, time.Time{}
+		return clean, ready, more
+	}
+	if !told {
+		if ws.errs = append(ws.errs, err); len(ws.errs) > 16 {
+			ws.errs = ws.errs[1:]
+		}
+	}
+	ws.backoff = min(max(2*ws.backoff, 10*time.Millisecond), time.Second)
+	ws.retryAt = time.Now().Add(ws.backoff)
+	return clean, ready, more
+}
+
+// tell takes the ops off the page's list that are done with it; those that
+// began when its present write was too old already are kept. write.mu is held.
+func (r *Region) tell(page uint64, l []*SyncOp, err error, ready *[]*SyncOp) (kept []*SyncOp) {
+	for _, s := range l {
+		if _, again := s.again[page]; again && err == nil {
+			delete(s.again, page)
+			kept = append(kept, s)
+			continue
+		}
+		if err != nil {
+			s.fail(err)
+		}
+		*ready = append(*ready, s)
+	}
+	if len(kept) == 0 {
+		delete(r.write.waiters, page)
+	} else {
+		r.write.waiters[page] = kept
+	}
+	return kept
+}
+
+// pageWritten is endWrites for a page that the fault server has written, or
+// that was dropped: its state tells what became of it.
+func (r *Region) pageWritten(page uint64) {
+	var ready []*SyncOp
+	ws := &r.write
+	ws.mu.Lock()
+	_, w := r.d.look(page)
+	again := false
+	if l := ws.waiters[page]; len(l) > 0 {
+		switch st := w & stateMask; {
+		case st == stDirty:
+			again = true
+		case st < stUnlocking || st > stWriting:
+			for _, s := range l {
+				delete(s.again, page)
+			}
+			r.tell(page, l, nil, &ready)
+		}
+	}
+	ws.mu.Unlock()
+	for _, s := range ready {
+		s.pageDone()
+	}
+	if again {
+		r.p.writeBack([]dirtyPage{{r.d, page}}, writeSync)
+	}
+}
+
+// pageDone lowers the op's count; the last one flushes the store.
+func (s *SyncOp) pageDone() {
+	if s.left.Add(-1) != 0 {
+		return
+	}
+	s.mu.Lock()
+	failed := s.err
+	s.mu.Unlock()
+	if failed != nil {
+		s.finish()
+		return
+	}
+	s.flushO = aio.Op{Code: aio.Flush, Done: flushDone, Arg: s}
+	s.r.p.stats.flushes.Add(1)
+	ops := [1]*aio.Op{&s.flushO}
+	s.r.store.Start(s.r.p.engine, ops[:])
+}
+
+func flushDone(op *aio.Op) {
+	s := op.Arg.(*SyncOp)
+	if err := op.Err; err != nil {
+		r := s.r
+		if errors.Is(err, aio.ErrClosed) {
+			err = ErrClosed
+		} else {
+			err = r.fault("flush", s.first, err)
+			r.write.mu.Lock()
+			if r.write.flushErr == nil {
+				r.write.flushErr = err
+			}
+			r.write.mu.Unlock()
+		}
+		s.fail(err)
+	}
+	s.finish()
+}
+
+func (s *SyncOp) finish() {
+	r := s.r
+	if s.err == nil && !r.opt.ReadOnly && !r.opt.Private {
+		// A flush that failed while ours was under way covers ours too.
+		r.write.mu.Lock()
+		s.err = r.write.flushErr
+		r.write.mu.Unlock()
+	}
+	r.p.stats.syncLatency.add(time.Since(s.begun))
+	close(s.done)
+	s.efd.signal()
+	s.efd.release()
+	r.leave()
+}
+
+// syncForClose syncs a writable region as Close promises.
+func (r *Region) syncForClose() error {
+	if r.opt.ReadOnly || r.opt.Private || load64(&r.d.dirty) == 0 && r.write.inflight.Load() == 0 {
+		r.write.mu.Lock()
+		defer r.write.mu.Unlock()
+		if !r.opt.ReadOnly && !r.opt.Private {
+			if r.write.flushErr != nil {
+				return r.write.flushErr
+			}
+			err := errors.Join(r.write.errs...)
+			r.write.errs = nil
+			return err
+		}
+		return nil
+	}
+	r.active.Add(1)
+	s := &SyncOp{r: r, done: make(chan struct{}), begun: time.Now(), end: r.pageCount()}
+	s.start()
+	return s.Wait(context.Background())
+}

@@ -1,0 +1,659 @@
+//go:build linux
+
+package pager
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/aio"
+)
+
+// Writeback
+//
+// A dirty page is written from a private copy, which is made while the page is
+// write-protected: the store never sees a torn page, and a writer who comes
+// later makes the page writable again and goes on. Neighbours are written with
+// one I/O. The states of a page make sure that it has at most one write in
+// flight. Pages are chosen by eviction (the victims that are dirty), by share
+// and age (the housekeeper), or all of them (Sync).
+
+// writeIO is one write of consecutive pages.
+type writeIO struct {
+	op    aio.Op
+	r     *Region
+	first uint64
+	n     int
+	why   writeWhy
+	buf   *buffer
+}
+
+// writeWhy says who wants pages written.
+type writeWhy uint8
+
+const (
+	writeAge   writeWhy = iota // the clock, or too many dirty pages
+	writeEvict                 // eviction: they leave as soon as they are clean
+	writeSync                  // somebody waits for it: no limit on writes in flight
+)
+
+var writePool = sync.Pool{New: func() any { return new(writeIO) }}
+
+// copyMax is how many frames are protected and copied without a safe-point.
+const copyMax = 64
+
+// copyOut takes up to n consecutive pages from Dirty to Writing, with a copy
+// of each at dst, and returns how many it took: it ends at the first page that
+// is not Dirty. Protecting them is one call, copying them takes some tens of
+// microseconds; nobody can stop us in between.
+//
+// A page with write pins is copied as it is and stays writable: its holder may
+// write to it at this very moment, and the page will not become clean.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func copyOut(d *desc, first uint64, n int, dst unsafe.Pointer) (took int) {
+	var k int
+	pinned := false
+	for k = 0; k < n; k++ {
+		pw, w := d.look(first + uint64(k))
+		if pw == nil || w&stateMask != stDirty || d.held(first+uint64(k)) {
+			break
+		}
+		if w&flagWritePin != 0 {
+			if k > 0 {
+				break // by itself, next time
+			}
+			pinned = true
+		}
+		if !bare.Cas64(pw, w, w&^(stateMask|flagRedirtied)|stCopying) {
+			if k == 0 && bare.Load64(pw)&stateMask == stDirty {
+				k--
+				pinned = false
+				continue
+			}
+			break
+		}
+		if pinned {
+			k++
+			break
+		}
+	}
+	if k <= 0 {
+		return 0
+	}
+	if !pinned {
+		protectRange(d.addr(first), uintptr(k)<<d.shift, true)
+	}
+	for i := 0; i < k; i++ {
+		d.clearDirty(first + uint64(i))
+		bare.Copy(unsafe.Add(dst, uintptr(i)<<d.shift), bare.Ptr(d.addr(first+uint64(i))), d.pageSize())
+	}
+	var set word
+	if pinned {
+		set = flagRedirtied
+	}
+	for i := 0; i < k; i++ {
+		pw, _ := d.look(first + uint64(i))
+		setState(pw, stCopying, stWriting, 0, set)
+	}
+	return k
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) clearDirty(page uint64) {
+	leaf := uint32(bare.Load64(d.dirEntry(page))) & dirLeafMask
+	bare.And64(&metaOf(leaf).dirty, ^(uint64(1) << (page & (leafPages - 1))))
+}
+
+// endWrite takes a page from Writing to Resident, or back to Dirty if the
+// write failed or the page has been written to since. clean says which.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func endWrite(d *desc, page uint64, ok bool) (clean bool) {
+	for turn := 0; ; turn++ {
+		pw, w := d.look(page)
+		if pw == nil {
+			return false
+		}
+		switch {
+		case w&stateMask == stUnlocking:
+			relax(turn) // a writer is making it writable
+		case w&stateMask != stWriting:
+			return false
+		case w&(flagRedirtied|flagWritePin) != 0:
+			// Writable already, or about to be made so by AcquireWrite.
+			if w&flagRedirtied == 0 {
+				if bare.Cas64(pw, w, w&^stateMask|stUnlocking|flagHeld) {
+					d.markDirty(page)
+					protectRange(d.addr(page), d.pageSize(), false)
+					setState(pw, stUnlocking, stDirty, flagHeld, 0)
+					return false
+				}
+				continue
+			}
+			d.markDirty(page)
+			if bare.Cas64(pw, w, w&^(stateMask|flagRedirtied)|stDirty) {
+				return false
+			}
+		case ok:
+			if bare.Cas64(pw, w, w&^stateMask|stResident) {
+				return true
+			}
+		default:
+			if bare.Cas64(pw, w, w&^stateMask|stUnlocking|flagHeld) {
+				d.markDirty(page)
+				protectRange(d.addr(page), d.pageSize(), false)
+				setState(pw, stUnlocking, stDirty, flagHeld, 0)
+				return false
+			}
+		}
+	}
+}
+
+// flusher is the pager's side of writing back.
+type flusher struct {
+	mu     sync.Mutex
+	room   chan struct{} // closed and replaced whenever a dirty page became clean
+	want   atomic.Bool   // somebody needs room
+	last   atomic.Int64  // when a page last became clean (UnixNano)
+	parked []parkedWrite
+	hand   uint32
+	urgent bool
+}
+
+type parkedWrite struct {
+	r    *Region
+	pk   coro.Parked
+	page uint64
+}
+
+// waitRoom waits until some dirty page has become clean, or a while.
+func (f *flusher) waitRoom(ctx context.Context, p *Pager) error {
+	f.mu.Lock()
+	if f.room == nil {
+		f.room = make(chan struct{})
+	}
+	ch := f.room
+	f.mu.Unlock()
+	f.want.Store(true)
+	p.flushForRoom()
+	t := time.NewTimer(5 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-ch:
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// stalled: nothing has become clean since begun.
+func (f *flusher) stalled(begun time.Time) bool { return f.last.Load() < begun.UnixNano() }
+
+// roomMade tells those who wait for dirty pages to become clean.
+func (p *Pager) roomMade() {
+	f := &p.flush
+	f.last.Store(time.Now().UnixNano())
+	if !f.want.Load() {
+		return
+	}
+	f.mu.Lock()
+	f.want.Store(false)
+	if f.room != nil {
+		close(f.room)
+		f.room = nil
+	}
+	parked := f.parked
+	f.parked = nil
+	f.mu.Unlock()
+	for _, w := range parked {
+		w.r.startParkedWrite(w.pk, w.page)
+	}
+}
+
+// wakeFlusher asks the housekeeper to write something.
+func (p *Pager) wakeFlusher() {
+	p.flush.want.Store(true)
+	p.rouse()
+}
+
+// dirtyPage names a page that may be dirty.
+type dirtyPage struct {
+	d    *desc
+	page uint64
+}
+
+// writing limits how much of what is dirty may be in flight at once, so that
+// the fault server always finds a dirty page that it may write itself.
+func (p *Pager) writeRoom() int64 {
+	return max(1, p.pinnable.Load()/2) - p.writingFrames.Load()
+}
+
+// writeBack starts writing the given pages, as far as they are Dirty, each
+// together with its neighbours in the list, and returns how many it started.
+func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
+	slices.SortFunc(list, func(a, b dirtyPage) int {
+		if a.d != b.d {
+			return cmp.Compare(a.d.index, b.d.index)
+		}
+		return cmp.Compare(a.page, b.page)
+	})
+	for i := 0; i < len(list); {
+		d, page := list[i].d, list[i].page
+		r := regionOf(d)
+		k := i + 1
+		for k < len(list) && list[k].d == d && list[k].page == list[k-1].page+1 {
+			k++
+		}
+		n := list[k-1].page - page + 1
+		i = k
+		if r == nil || r.p != p {
+			continue
+		}
+		for n > 0 {
+			if why != writeSync && p.writeRoom() <= 0 {
+				return started
+			}
+			took := p.writeRun(r, page, n, why)
+			started += int(took)
+			took = max(1, took) // not dirty (any more): next
+			if took >= n {
+				break
+			}
+			page += took
+			n -= took
+		}
+	}
+	return started
+}
+
+// writeRun starts one write of at most n consecutive dirty pages and says how
+// many it took.
+func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64) {
+	if pw, w := r.d.look(first); pw == nil || w&stateMask != stDirty {
+		return 0
+	}
+	if !r.spillRoom(first) {
+		return 0
+	}
+	maxPages := max(1, uint64(copyMax)*FrameSize>>r.shift)
+	n = min(n, uint64(maxRun>>r.shift))
+	n = max(1, n)
+	buf := bufs.get(int(n << r.shift))
+	for took < n {
+		k := copyOut(r.d, first+took, int(min(n-took, maxPages)), unsafe.Pointer(&buf.mem[took<<r.shift]))
+		if k == 0 {
+			break
+		}
+		took += uint64(k)
+	}
+	if took == 0 {
+		bufs.put(buf)
+		return 0
+	}
+	if r.opt.Seal != nil {
+		for i := range took {
+			if err := r.opt.Seal(int64(first+i), buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
+				w := writePool.Get().(*writeIO)
+				*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf}
+				r.write.inflight.Add(int64(took))
+				p.writingFrames.Add(int64(took) * r.fpp)
+				p.writeDone(w, fmt.Errorf("seal: %w", err))
+				return took
+			}
+		}
+	}
+	r.write.inflight.Add(int64(took))
+	p.writingFrames.Add(int64(took) * r.fpp)
+	w := writePool.Get().(*writeIO)
+	*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf}
+	w.op = aio.Op{Code: aio.Write, Off: int64(first << r.shift), Buf: buf.mem[:took<<r.shift], Done: writeIODone, Arg: w}
+	ops := [1]*aio.Op{&w.op}
+	r.writeStore().Start(p.engine, ops[:])
+	return took
+}
+
+func writeIODone(op *aio.Op) {
+	w := op.Arg.(*writeIO)
+	p := w.r.p
+	err := op.Err
+	if err == nil && op.N < len(op.Buf) {
+		err = io.ErrShortWrite
+	}
+	if errors.Is(err, aio.ErrClosed) {
+		err = ErrClosed
+	}
+	p.stats.writes.Add(1)
+	p.stats.writtenBytes.Add(int64(op.N))
+	p.writeDone(w, err)
+}
+
+// writeDone ends the write of w's pages.
+func (p *Pager) writeDone(w *writeIO, err error) {
+	r, d := w.r, w.r.d
+	first, n, why := w.first, w.n, w.why
+	bufs.put(w.buf)
+	*w = writeIO{}
+	writePool.Put(w)
+	if err == nil {
+		p.stats.writebacks.Add(int64(n))
+		r.raiseStored(min(uint64(r.Len()), (first+uint64(n))<<r.shift))
+		r.markSpilled(first, uint64(n))
+	} else {
+		p.stats.writeErrors.Add(1)
+		err = r.fault("write", first, err)
+		p.event(func(e *EventListener) {
+			if e.WriteError != nil {
+				e.WriteError(r, int64(first<<r.shift), int64(n)<<r.shift, err)
+			}
+		})
+	}
+	clean, ready, more := r.endWrites(first, uint64(n), err)
+	clean *= r.fpp
+	if clean > 0 {
+		add64(&d.dirty, -clean)
+		p.w.giveDirty(clean)
+	}
+	p.writingFrames.Add(-int64(n) * r.fpp)
+	r.write.inflight.Add(-int64(n))
+	for _, s := range ready {
+		s.pageDone()
+	}
+	if len(more) > 0 {
+		p.writeBack(more, writeSync)
+	}
+	if clean > 0 {
+		if why == writeEvict {
+			p.evictNext(r, first, uint64(n))
+		}
+		p.cleaned()
+	}
+}
+
+// evictNext makes clean pages leave that eviction had chosen while they were
+// dirty.
+func (p *Pager) evictNext(r *Region, first, n uint64) {
+	p.evictMu.Lock()
+	for page := first; page < first+n; page++ {
+		if pw, w := r.d.look(page); pw != nil && w&stateMask == stResident {
+			r.domain.policy.Cold(pageKey(r.d, page))
+		}
+	}
+	p.evictMu.Unlock()
+}
+
+// cleaned lets those go on who wait for dirty pages to become clean, or for
+// clean ones to leave.
+func (p *Pager) cleaned() {
+	p.roomMade()
+	if p.waiting.Load() != 0 {
+		p.line.mu.Lock()
+		p.line.moved = time.Now()
+		p.line.mu.Unlock()
+		p.serveLine()
+	}
+}
+
+// raiseStored notes that the store has data up to end.
+func (r *Region) raiseStored(end uint64) {
+	for {
+		v := bare.Load64(&r.d.stored)
+		if end <= v || bare.Cas64(&r.d.stored, v, end) {
+			return
+		}
+	}
+}
+
+// collectDirty appends the pages of d (nil: of all regions of p) that are
+// marked dirty, at most limit (0: all), going round through the leaves.
+func (p *Pager) collectDirty(list []dirtyPage, only *desc, limit int) []dirtyPage {
+	used := atomic.LoadUint32(&sp.leafUsed)
+	start := p.flush.hand
+	if limit == 0 {
+		start = 0
+	}
+	for i := uint32(0); i <= used; i++ {
+		leaf := (start + i) % (used + 1)
+		m := metaOf(leaf)
+		bits := atomic.LoadUint64(&m.dirty)
+		if leaf == 0 || bits == 0 {
+			continue
+		}
+		di := atomic.LoadUint32(&m.desc)
+		if di == 0 || only != nil && di != only.index {
+			continue
+		}
+		d := descAt(di)
+		if d.words != p.w {
+			continue
+		}
+		if only == nil {
+			if r := regionOf(d); r == nil || r.opt.Writeback.NoSteal {
+				continue
+			}
+		}
+		group := atomic.LoadUint64(&m.group)
+		for k := range uint64(leafPages) {
+			if bits>>k&1 != 0 {
+				list = append(list, dirtyPage{d, group<<leafShift + k})
+			}
+		}
+		if limit > 0 && len(list) >= limit {
+			p.flush.hand = leaf
+			break
+		}
+	}
+	return list
+}
+
+// flushForRoom writes some dirty pages because somebody needs room.
+func (p *Pager) flushForRoom() {
+	n := int(max(1, min(256, p.writeRoom())))
+	if p.writeRoom() <= 0 {
+		return
+	}
+	p.writeBack(p.collectDirty(nil, nil, n), writeAge)
+}
+
+// flushTick is the housekeeper's look at dirty pages.
+func (p *Pager) flushTick() {
+	dirty := load64(&p.w.dirty)
+	if dirty == 0 {
+		return
+	}
+	if p.flush.want.Load() {
+		p.flushForRoom()
+		p.roomIfCredits()
+	}
+	now := time.Now()
+	for _, r := range p.regionList() {
+		rd := load64(&r.d.dirty)
+		wb := &r.opt.Writeback
+		r.write.mu.Lock()
+		if rd == 0 {
+			r.write.since = time.Time{}
+		} else if r.write.since.IsZero() {
+			r.write.since = now
+		}
+		since, retry := r.write.since, r.write.retryAt
+		r.write.mu.Unlock()
+		if rd == 0 || wb.NoSteal || now.Before(retry) || !r.enter() {
+			continue
+		}
+		share, age := wb.DirtyShare, wb.Age
+		if share == 0 {
+			share = 0.25
+		}
+		if age == 0 {
+			age = 5 * time.Second
+		}
+		switch limit := int64(share * float64(p.budget.Load())); {
+		case age > 0 && now.Sub(since) > age:
+			r.write.mu.Lock()
+			r.write.since = now
+			r.write.mu.Unlock()
+			p.writeBack(p.collectDirty(nil, r.d, 0), writeAge)
+		case rd > limit:
+			p.writeBack(p.collectDirty(nil, r.d, int(min(1024, (rd-limit)/r.fpp+1))), writeAge)
+		}
+		r.leave()
+	}
+}
+
+// roomIfCredits wakes those who wait for room if there is some after all.
+func (p *Pager) roomIfCredits() {
+	p.credits.gather()
+	if load64(&p.w.credits) > 0 {
+		p.roomMade()
+	}
+}
+
+// serveWrite lets a store to a clean page go on when there is no credit for
+// one more dirty page: it writes another dirty page itself. It runs on a fault
+// server.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func serveWrite(d *desc, page uint64) (errno uintptr) {
+	for turn := 0; ; turn++ {
+		pw, w := d.look(page)
+		if pw == nil || !present(w) {
+			return 0 // it has left: the store faults anew
+		}
+		switch w & stateMask {
+		case stResident, stWriting:
+		default:
+			relax(turn)
+			return 0
+		}
+		if unlockPage(d, pw, w, page) {
+			return 0
+		}
+		if bare.Load64(pw) != w {
+			continue
+		}
+		e := cleanOne(d.words)
+		if e == errnoNothing {
+			if turn > 400 {
+				return uintptr(syscall.ENOMEM)
+			}
+			bare.FutexWait(&napWord, 0, patienceNap*4)
+		} else if e != 0 && turn > 16 {
+			return e
+		}
+	}
+}
+
+const errnoNothing = 1<<21 + 2
+
+// cleanOne writes one dirty page of the pager and makes it clean.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func cleanOne(words *pagerWords) (errno uintptr) {
+	used := bare.Load32(&sp.leafUsed)
+	for i := uint32(0); i <= used+1; i++ {
+		h := bare.Add32(&words.hand, 1) % (used + 1)
+		if h == 0 {
+			continue
+		}
+		m := metaOf(h)
+		bits := bare.Load64(&m.dirty)
+		di := bare.Load32(&m.desc)
+		if di == 0 || bits == 0 {
+			continue
+		}
+		d := (*desc)(unsafe.Add(sp.descs, uintptr(di)*unsafe.Sizeof(desc{})))
+		if d.words != words || bare.Load32(&d.state) != descLive || bare.Load32(&d.flags)&descServeDirty == 0 {
+			continue
+		}
+		first := bare.Load64(&m.group) << leafShift
+		for k := uint64(0); k < leafPages; k++ {
+			if bits>>k&1 == 0 {
+				continue
+			}
+			if e := cleanPage(d, first+k); e != errnoNothing {
+				return e
+			}
+		}
+	}
+	return errnoNothing
+}
+
+// cleanPage writes one page if it is dirty, unpinned and whole.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func cleanPage(d *desc, page uint64) (errno uintptr) {
+	pw, w := d.look(page)
+	off := page << d.shift
+	if pw == nil || w&stateMask != stDirty || w&flagWritePin != 0 || off+uint64(d.pageSize()) > bare.Load64(&d.length) {
+		return errnoNothing
+	}
+	i, mem := takeServerBuffer()
+	if copyOut(d, page, 1, mem) == 0 {
+		giveServerBuffer(i)
+		return errnoNothing
+	}
+	fd, at := uintptr(d.fd), d.fdOff+off
+	if d.spillBits != nil {
+		fd, at = uintptr(d.spillFD), off
+	}
+	if d.mem != nil && d.spillBits == nil {
+		bare.Copy(unsafe.Add(d.mem, off), mem, d.pageSize())
+	} else {
+		for done := uintptr(0); done < d.pageSize() && errno == 0; {
+			n, e := bare.Syscall(syscall.SYS_PWRITE64, fd, uintptr(mem)+done, d.pageSize()-done, uintptr(at)+done, 0, 0)
+			if e == uintptr(syscall.EINTR) {
+				continue
+			}
+			if e == 0 && n == 0 {
+				e = uintptr(syscall.EIO)
+			}
+			errno = e
+			done += n
+		}
+	}
+	giveServerBuffer(i)
+	if errno == 0 {
+		if d.spillBits != nil {
+			d.setSpilled(page)
+		} else {
+			end := off + uint64(d.pageSize())
+			for {
+				v := bare.Load64(&d.stored)
+				if end <= v || bare.Cas64(&d.stored, v, end) {
+					break
+				}
+			}
+		}
+	}
+	if endWrite(d, page, errno == 0) {
+		add64(&d.dirty, -d.framesPerPage())
+		d.words.giveDirty(d.framesPerPage())
+	}
+	add64((*int64)(unsafe.Pointer(&d.words.srvWrote)), 1)
+	d.words.notify(noticeWritten, d.index, page, true)
+	return errno
+}
