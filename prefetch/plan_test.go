@@ -211,31 +211,29 @@ func TestReadaheadLearns(t *testing.T) {
 		s.misses(0, 1, 2, 11)
 		return s.policy.(*readahead)
 	}
+	expect := func(r *readahead, what string, f Feedback, want int64) {
+		t.Helper()
+		if r.Learn(f); r.ceiling != want {
+			t.Errorf("%s: largest window %d, want %d", what, r.ceiling, want)
+		}
+	}
 	r := start()
-	r.Learn(Feedback{Issued: 1000, Used: 100, Unused: 100})
-	if r.ceiling != 1024 {
-		t.Errorf("ceiling %d after 200 pages, want it unmoved at 1024", r.ceiling)
-	}
-	r.Learn(Feedback{Issued: 1000, Used: 100, Unused: 900})
-	if r.ceiling != 512 {
-		t.Errorf("ceiling %d after 900 of 1000 unused, want 512", r.ceiling)
-	}
-	r.Learn(Feedback{Issued: 2000, Used: 1100, Unused: 900})
-	if r.ceiling != 1024 {
-		t.Errorf("ceiling %d after 1000 of 1000 used, want 1024", r.ceiling)
-	}
-	r.Learn(Feedback{}) // a new count
-	r.Learn(Feedback{Issued: 1000, Unused: 1000})
-	if r.ceiling != 512 {
-		t.Errorf("ceiling %d after a restarted count, want 512", r.ceiling)
-	}
+	expect(r, "too few to tell", Feedback{Issued: 1000, Used: 100, Unused: 100}, 1024)
+	expect(r, "mostly wasted", Feedback{Issued: 1000, Used: 100, Unused: 900}, 512)
+	expect(r, "mostly wasted again", Feedback{Issued: 2000, Used: 200, Unused: 1800}, 256)
+	expect(r, "mostly used", Feedback{Issued: 3000, Used: 1200, Unused: 1800}, 512)
+	expect(r, "half and half", Feedback{Issued: 4000, Used: 1700, Unused: 2300}, 512)
+	expect(r, "mostly used", Feedback{Issued: 5000, Used: 2700, Unused: 2300}, 1024)
+	expect(r, "mostly used", Feedback{Issued: 6000, Used: 3700, Unused: 2300}, 1024)
 
+	// Markers were reached; the raw uses of the pages between left no trace,
+	// and their eviction comes much later.
 	r = start()
-	r.passed = 1000 // markers were reached; raw uses of the pages between left no trace
-	r.Learn(Feedback{Issued: 1000, Unused: 1000})
-	if r.ceiling != 1024 {
-		t.Errorf("ceiling %d although 1000 pages were passed, want 1024", r.ceiling)
-	}
+	r.passed = 1000
+	expect(r, "passed", Feedback{Issued: 1000}, 1024)
+	expect(r, "passed, then evicted", Feedback{Issued: 1000, Unused: 600}, 1024)
+	expect(r, "passed, then evicted", Feedback{Issued: 1000, Unused: 1000}, 1024)
+	expect(r, "not passed", Feedback{Issued: 2000, Unused: 2000}, 512)
 }
 
 // Streams that lead nowhere raise the evidence asked of the next ones; real

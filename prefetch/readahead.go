@@ -52,9 +52,9 @@ type readahead struct {
 	// largest is the largest window that was asked for, in pages; 0: nothing
 	// has been planned yet. ceiling is the largest that feedback allows.
 	largest, ceiling int64
-	doubt            int      // false starts less twice the true ones: see stake
-	passed           int64    // pages that streams have passed since learned
-	learned          Feedback // as of the last Learn that counted
+	doubt            int   // false starts less twice the true ones: see stake
+	passed           int64 // pages that streams have passed
+	good, bad        int64 // pages used and wasted, as of the last Learn that counted
 }
 
 func newReadahead(o ReadaheadOptions) *readahead {
@@ -193,14 +193,14 @@ const aheadShare = 8
 // refill plans pages of stream i until its window is full.
 func (r *readahead) refill(i int, plan *Plan) {
 	s := &r.table.streams[i]
-	s.window = min(s.window, r.limit(s, plan))
-	window := s.window
+	window := min(s.window, r.limit(s, plan))
 	if plan.Budget > 0 {
 		window = min(window, plan.Budget/aheadShare/int64(r.table.active))
 	}
 	if window < 2 {
 		return // a budget of a few pages is not for guesses
 	}
+	s.window = window
 	room, part, end := plan.Room, partOf(window), s.end(plan.Pages)
 	for s.next+part-1 <= s.pos+window && room > 0 && s.next < end {
 		first, n := s.next, min(part, end-s.next)
@@ -247,27 +247,26 @@ func (r *readahead) dropBehind(s *stream, plan *Plan) {
 const learnEvery = 256
 
 // Learn implements Learner. Where access is raw the pager cannot see that a
-// page was used, but a reader that came to the next marker has passed it:
-// pages passed count as used.
+// page was used, but a reader that came to the next marker has passed it: pages
+// passed count as used, and as many evictions of unused pages, whenever they
+// come, are not held against the policy.
 func (r *readahead) Learn(f Feedback) {
-	used, unused := f.Used-r.learned.Used, f.Unused-r.learned.Unused
-	if used < 0 || unused < 0 {
-		r.learned = f // counted anew
+	good := max(f.Used, r.passed)
+	bad := max(0, f.Unused-(good-f.Used))
+	if f.Used+f.Unused == 0 || bad < r.bad {
+		r.good, r.bad = good, bad // counted anew, or excused since
 		return
 	}
-	if hidden := r.passed - used; hidden > 0 {
-		used += hidden
-		unused = max(0, unused-hidden)
-	}
-	if used+unused < learnEvery || r.ceiling == 0 {
+	used, wasted := good-r.good, bad-r.bad
+	if used+wasted < learnEvery || r.ceiling == 0 {
 		return
 	}
-	r.learned, r.passed = f, 0
+	r.good, r.bad = good, bad
 	switch {
-	case unused > used:
+	case wasted > used:
 		r.ceiling = max(r.ceiling/2, 4)
 		r.doubt = min(r.doubt+4, maxDoubt)
-	case unused < used/8:
+	case wasted < used/8:
 		r.ceiling = min(r.ceiling*2, r.largest)
 	}
 }

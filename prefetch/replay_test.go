@@ -23,6 +23,10 @@ func recorded(t *testing.T, accesses []int64, pages int64, budget int) ([]byte, 
 
 func replayOf(t *testing.T, trace []byte, o ReplayOptions) Policy {
 	t.Helper()
+	return mustReplay(t, trace, o)
+}
+
+func mustReplay(t interface{ Fatal(...any) }, trace []byte, o ReplayOptions) Policy {
 	p, err := Replay(bytes.NewReader(trace), o)
 	if err != nil {
 		t.Fatal(err)

@@ -188,12 +188,23 @@ func TestColdAndTouches(t *testing.T) {
 		order = append(order, pg)
 		return Gone
 	})
-	expect(t, "order", order, 9, 0)
+	expect(t, "order", order, 9, 0) // 5 was touched after the advice
+	expect(t, "order", evictOrder(p, 3), 1, 2, 3)
 
+	p.Cold(1) // gone already: now it is not remembered either
+	p.Install(1, Demand)
+	p.Install(50, Demand)
+	if order := evictOrder(p, 13); order[12] != 50 {
+		t.Errorf("order %v: a page called cold after it had left was taken for hot", order)
+	}
+
+	for i := range Page(16) {
+		p.Install(100+i, Demand)
+	}
 	p.Install(9, Demand) // was cold: no ghost
 	p.Cold(9)
 	p.Install(9, Demand) // in use again
-	if order := evictOrder(p, 15); slices.Index(order, 9) == 0 {
+	if order := evictOrder(p, 16); slices.Index(order, 9) == 0 {
 		t.Error("a page used after Cold left first")
 	}
 }

@@ -56,7 +56,6 @@ func (f *fifo) Evict(n int, take func(Page) Verdict) int {
 			if v == Touched && !(f.secondChance && q == fifoQueue) {
 				// The question cleared the page's touch: ask again.
 				v = take(p)
-				left--
 			}
 			switch v {
 			case Gone:
