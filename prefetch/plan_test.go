@@ -64,6 +64,7 @@ func TestReadaheadPlans(t *testing.T) {
 		{"the first pages", []int64{0, 1, 2}, ",,#11 3+8 12+7"},
 		{"down to the first page", []int64{7, 6, 5}, ",,0+5"},
 		{"up to the last page", []int64{pages - 7, pages - 6, pages - 5}, fmt.Sprintf(",,%d+4", pages-4)},
+		{"a last part that needs no marker", []int64{pages - 15, pages - 14, pages - 13}, fmt.Sprintf(",,%d+8 %d+4", pages-12, pages-4)},
 		{"with holes", []int64{7, 9, 11}, ",,#20 12+8 21+7"},
 		{"too many holes", []int64{7, 10, 13, 16, 19}, ",,,,"},
 		{"one copy of two pages", []int64{8, 7}, ","},
@@ -71,6 +72,7 @@ func TestReadaheadPlans(t *testing.T) {
 		{"copies of two pages, backward", []int64{108, 107, 106}, ",,#97 98+8 90+7"},
 		{"a copy of many pages", []int64{47, 32, 33, 34}, ",,,#43 35+8 44+7"},
 		{"to and fro", []int64{50, 51, 50, 49, 50, 51, 50}, ",,,,,,"},
+		{"outwards", []int64{50, 49, 51, 48, 52}, ",,,,"},
 		{"the same page", []int64{50, 50, 50, 50}, ",,,"},
 		{"distant pages", []int64{50, 5000, 700, 90, 12345}, ",,,,"},
 	} {
@@ -98,6 +100,9 @@ func TestReadaheadWindowGrows(t *testing.T) {
 	// Its touches are seen: it needs no more markers.
 	s.expect(t, "touched", s.observe(Event{Kind: Touch, Page: 19}), "35+32")
 	s.expect(t, "touched", s.observe(Event{Kind: Touch, Page: 35}), "67+64")
+	// Now it is read without a trace, runs out of its window, and is told of
+	// by markers again.
+	s.expect(t, "ran out", s.misses(131), "#196 #260 #324 132+64 197+63 261+63 325+63")
 }
 
 // What is missed although it was planned had no room: the window shrinks, and
@@ -144,6 +149,46 @@ func TestReadaheadGivesWay(t *testing.T) {
 	s.expect(t, "no room", s.misses(0, 1, 2, 3, 4), ",,,,")
 	s.plan.Room = 3
 	s.expect(t, "room for three", s.misses(5), "6+3")
+}
+
+// Streams that have stopped leave their share to those that go on.
+func TestReadaheadForgetsStreams(t *testing.T) {
+	s := newSimulator(Readahead(ReadaheadOptions{}), 1<<20, 8192)
+	s.sees = true
+	var scans [][]int64
+	for i := range int64(8) {
+		scans = append(scans, scan(i*10_000, 2000, 1))
+	}
+	s.run(interleave(scans...))
+	table := &s.policy.(*readahead).table
+	if last := table.streams[7]; last.window != 128 {
+		t.Errorf("one of eight streams has a window of %d pages, want an eighth of 1024", last.window)
+	}
+	s.run(scan(200_000, 10_000, 1))
+	if table.active != 1 {
+		t.Errorf("%d active streams, want 1", table.active)
+	}
+	if last := table.streams[8]; last.window != 1024 {
+		t.Errorf("the only stream left has a window of %d pages, want 1024", last.window)
+	}
+}
+
+// In a small region random pages are often neighbours: less is staked.
+func TestReadaheadSmallRegion(t *testing.T) {
+	s := newScript(Readahead(ReadaheadOptions{}), 1000, 1<<16)
+	s.expect(t, "small region", s.misses(0, 1, 2), ",,#5 3+2 6+1")
+}
+
+// Misses that never become dense do not grow into a run that swallows the
+// region.
+func TestReadaheadSparseRuns(t *testing.T) {
+	s := newScript(Readahead(ReadaheadOptions{}), 1<<20, 1<<16)
+	s.misses(scan(0, 10_000, 3)...)
+	for _, r := range s.policy.(*readahead).runs.spans {
+		if r.hi-r.lo > maxSparse+gap {
+			t.Errorf("a run of %d pages", r.hi-r.lo+1)
+		}
+	}
 }
 
 // Pages are bytes: a window is as long with large pages.
