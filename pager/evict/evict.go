@@ -57,9 +57,9 @@ type Policy interface {
 	// truncated, region closed. Unknown pages are ignored. No ghost.
 	Remove(p Page)
 
-	// Evict offers candidates to take, best first, until n verdicts were Gone
-	// or every resident page has been offered about twice; it always ends. A
-	// page is offered only while it is resident as far as the policy has been
+	// Evict offers candidates to take, best first, until n verdicts were Gone,
+	// one was Stop, or every resident page has been offered about twice; it
+	// always ends. A page is offered only while it is resident as far as the policy has been
 	// told. It returns the number of Gone verdicts.
 	Evict(n int, take func(Page) Verdict) int
 

@@ -273,3 +273,25 @@ func TestDrop(t *testing.T) {
 		t.Errorf("hot pages left with a scan: %v", order)
 	}
 }
+
+// Stop keeps the order: the page that could not leave is the first candidate
+// of the next call.
+func TestStopKeepsTheOrder(t *testing.T) {
+	for _, pol := range policies {
+		p := pol.new()
+		p.SetCapacity(8)
+		for i := range Page(8) {
+			p.Install(i, Demand)
+		}
+		got := p.Evict(5, func(pg Page) Verdict {
+			if pg == 2 {
+				return Stop
+			}
+			return Gone
+		})
+		if got != 2 || p.Len() != 6 {
+			t.Errorf("%s: Evict = %d, Len = %d, want 2 and 6", pol.name, got, p.Len())
+		}
+		expect(t, pol.name, evictOrder(p, 2), 2, 3)
+	}
+}

@@ -118,12 +118,15 @@ func historyOf(t *rapid.T, p Policy) {
 		"evict": func(t *rapid.T) {
 			n := rapid.IntRange(0, capacity).Draw(t, "n")
 			before := len(resident)
-			verdict := rapid.SampledFrom([]Verdict{Gone, Gone, Touched, Busy, Unknown})
-			offers, gone := map[Page]int{}, 0
+			verdict := rapid.SampledFrom([]Verdict{Gone, Gone, Gone, Touched, Touched, Busy, Busy, Unknown, Unknown, Stop})
+			offers, gone, stopped := map[Page]int{}, 0, false
 			total := 0
 			got := p.Evict(n, func(pg Page) Verdict {
 				if !resident[pg] {
 					t.Fatalf("offered page %d, which is not resident", pg)
+				}
+				if stopped {
+					t.Fatalf("offered page %d after Stop", pg)
 				}
 				offers[pg]++
 				if total++; total > 5*before {
@@ -136,6 +139,8 @@ func historyOf(t *rapid.T, p Policy) {
 					delete(resident, pg)
 				case Unknown:
 					delete(resident, pg)
+				case Stop:
+					stopped = true
 				}
 				return v
 			})
@@ -143,7 +148,7 @@ func historyOf(t *rapid.T, p Policy) {
 				t.Fatalf("Evict(%d) = %d with %d pages gone", n, got, gone)
 			}
 			for pg := range resident {
-				if gone < n && offers[pg] == 0 {
+				if gone < n && !stopped && offers[pg] == 0 {
 					t.Fatalf("Evict(%d) = %d without asking for page %d", n, got, pg)
 				}
 			}

@@ -77,7 +77,7 @@ func TestMissesAloneAreEnough(t *testing.T) {
 	const (
 		pages    = 1 << 15
 		budget   = pages / 16
-		accesses = 500_000
+		accesses = 300_000
 	)
 	z := newZipf(pages, 0.99)
 	for _, w := range []struct {
