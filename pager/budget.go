@@ -21,16 +21,18 @@ import (
 // Missing has the frame. free is the only counter, so resident and in-flight
 // pages cannot exceed the budget.
 //
-// reservePct of the frames can never be pinned or dirty. With that reserve
+// Some of the frames (unpinnable) can never be pinned or dirty. With that reserve
 // the fault server always finds a victim (clean and unpinned, or a read it can
 // cancel), and reads always progress.
 
-// unpinnable is how many frames of a budget can never be pinned or dirty.
-func unpinnable(frames int64) int64 {
-	if frames < 32 {
-		return (frames + 1) / 2
+// unpinnable is how many frames of a budget can never be pinned or dirty: 16
+// pages (of the largest size mapped) or a twentieth, half of a small budget.
+func (p *Pager) unpinnable(frames int64) int64 {
+	page := p.largestPage.Load()
+	if pages := frames / page; pages < 32 {
+		return (pages + 1) / 2 * page
 	}
-	return max(16, frames/20)
+	return max(16*page, frames/20)
 }
 
 // defaultBudget is the smaller of a quarter of the memory and half of the
@@ -134,37 +136,53 @@ func (p *Pager) SetBudget(bytes int64) error {
 		p.serveLine()
 		return nil
 	}
+	// On the way down the old budget still holds for the fault server, which
+	// must never be stuck.
+	shrink := func(on int64) {
+		bareStore64(&p.w.frameSlack, on*(old-frames))
+		bareStore64(&p.w.creditSlack, on*(old-frames)+p.creditSlack(frames))
+	}
+	shrink(1)
 	stall := time.Now()
-	last := load64(&p.w.free)
-	for load64(&p.w.free) < 0 || p.credits.left() < 0 {
-		if p.evictSome(max(1, -load64(&p.w.free))) == 0 {
-			p.flushForRoom()
-			time.Sleep(50 * time.Microsecond)
+	best := int64(math.MinInt64)
+	for {
+		free, left := load64(&p.w.free), p.credits.left()
+		if free >= 0 && left >= -p.creditSlack(frames) {
+			shrink(0)
+			if load64(&p.w.free) >= 0 {
+				break
+			}
+			shrink(1) // a server was faster
 		}
-		now := load64(&p.w.free)
-		if now > last {
-			stall = time.Now()
+		if free < 0 && p.evictSome(-free) > 0 {
+			continue
 		}
-		last = now
+		p.flushForRoom()
+		if min(free, left) > best {
+			best, stall = min(free, left), time.Now()
+		}
 		if time.Since(stall) > p.opt.StallLimit {
+			shrink(0)
 			p.resize(old)
 			p.serveLine()
-			return fmt.Errorf("%w: %d frames are pinned or cannot be written", ErrBudget, -now)
+			return fmt.Errorf("%w: %d bytes are pinned or cannot be written", ErrBudget, max(-free, -left)<<frameShift)
 		}
+		time.Sleep(50 * time.Microsecond)
 	}
+	p.serveLine()
 	return nil
+}
+
+// creditSlack is how many credits beyond the limit the fault server has.
+func (p *Pager) creditSlack(frames int64) int64 {
+	return max(p.largestPage.Load(), p.unpinnable(frames)/2)
 }
 
 // resize sets the budget without waiting. budgetMu is held (or p is new).
 func (p *Pager) resize(frames int64) {
 	old := p.budget.Swap(frames)
-	var oldLimit int64
-	if old > 0 {
-		oldLimit = old - unpinnable(old)
-	}
-	limit := frames - unpinnable(frames)
-	p.pinnable.Store(limit)
-	p.credits.setLimit(limit, limit-oldLimit)
+	limit := frames - p.unpinnable(frames)
+	p.credits.setLimit(limit, limit-p.pinnable.Swap(limit))
 	batch := int64(p.opt.EvictBatch)
 	if batch == 0 {
 		batch = min(64, max(1, frames/16))
@@ -175,6 +193,7 @@ func (p *Pager) resize(frames int64) {
 		low = b
 	}
 	bareStore64(&p.w.lowWater, low)
+	bareStore64(&p.w.creditSlack, p.creditSlack(frames))
 	add64(&p.w.free, frames-old)
 	p.evictMu.Lock()
 	for _, d := range p.domains {
@@ -219,7 +238,7 @@ func (p *Pager) unreserve(n int64) {
 // keepRoom evicts a batch when few frames are left, after a read has been
 // submitted and before anybody needs the room.
 func (p *Pager) keepRoom() {
-	if load64(&p.w.free) < p.w.lowWater {
+	if load64(&p.w.free) < load64(&p.w.lowWater) {
 		p.evictSome(p.evictBatch.Load())
 	}
 }

@@ -23,13 +23,13 @@ type creditShard struct {
 
 type credits struct {
 	global *atomic.Int64 // may be negative while the limit shrinks
-	batch  int64         // a shard holds at most about twice this
+	batch  atomic.Int64  // a shard holds at most about twice this
 	shard  [creditShards]creditShard
 }
 
 // setLimit changes the number of credits in the world by delta.
 func (c *credits) setLimit(limit, delta int64) {
-	c.batch = min(limit/(creditShards*8), 32)
+	c.batch.Store(min(limit/(creditShards*8), 32))
 	c.gather()
 	c.global.Add(delta)
 }
@@ -55,8 +55,8 @@ func (c *credits) take(page uint64, n int64) bool {
 			return true
 		}
 	}
-	if c.takeGlobal(n + c.batch) {
-		s.Add(c.batch)
+	if more := c.batch.Load(); c.takeGlobal(n + more) {
+		s.Add(more)
 		return true
 	}
 	if c.takeGlobal(n) {
@@ -86,7 +86,7 @@ func (c *credits) give(page uint64, n int64, somebody bool) {
 		return
 	}
 	s := &c.shard[page%creditShards].stock
-	if v := s.Add(n); v > 2*c.batch {
+	if v := s.Add(n); v > 2*c.batch.Load() {
 		if v = s.Swap(0); v > 0 {
 			c.global.Add(v)
 		}

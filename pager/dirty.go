@@ -208,7 +208,7 @@ func (r *Region) tryDirty(page uint64) (ok bool, err error) {
 			relaxGo(turn)
 			continue
 		}
-		if unlockPage(d, pw, w, page) {
+		if unlockPage(d, pw, w, page, 0) {
 			return true, nil
 		}
 		if bare.Load64(pw) != w {
@@ -324,8 +324,8 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 			return r.writePart(b, int64(page<<r.shift), page)
 		}
 		// Room for a dirty page first: nothing is held meanwhile.
-		for !p.w.takeDirty(r.fpp) {
-			if p.credits.gather(); p.w.takeDirty(r.fpp) {
+		for !p.w.takeDirty(r.fpp, 0) {
+			if p.credits.gather(); p.w.takeDirty(r.fpp, 0) {
 				break
 			}
 			if err := p.flush.waitRoom(context.Background(), p); err != nil {

@@ -90,7 +90,7 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 		}
 		switch w & stateMask {
 		case stResident, stWriting:
-			if unlockPage(d, pw, w, page) {
+			if unlockPage(d, pw, w, page, 0) {
 				return coro.Retry
 			}
 			if bare.Load64(pw) != w {
@@ -107,7 +107,8 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 
 // unlockPage makes a clean page writable and Dirty, or a page that is being
 // written writable again. w is what its word was. false: the word has changed,
-// or there is no credit for one more dirty page.
+// or there is no credit for one more dirty page: floor credits must be left (0,
+// or less for the fault server).
 //
 // The order matters twice: the dirty bit is set before the page can be written
 // to, so that a Sync that begins after a store cannot overlook it; and the
@@ -117,12 +118,12 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func unlockPage(d *desc, pw *word, w word, page uint64) bool {
+func unlockPage(d *desc, pw *word, w word, page uint64, floor int64) bool {
 	if w&stateMask == stWriting && w&flagRedirtied != 0 {
 		return true
 	}
 	fresh := w&stateMask == stResident
-	if fresh && !d.words.takeDirty(d.framesPerPage()) {
+	if fresh && !d.words.takeDirty(d.framesPerPage(), floor) {
 		return false
 	}
 	n := w&^stateMask | stUnlocking
@@ -162,11 +163,11 @@ func (d *desc) markDirty(page uint64) {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (w *pagerWords) takeDirty(n int64) bool {
+func (w *pagerWords) takeDirty(n, floor int64) bool {
 	p := (*uint64)(unsafe.Pointer(&w.credits))
 	for {
 		v := bare.Load64(p)
-		if int64(v) < n {
+		if int64(v)-n < floor {
 			return false
 		}
 		if bare.Cas64(p, v, v-uint64(n)) {
@@ -301,7 +302,11 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			return fillPage(d, pw, page, uint32(n>>32))
 		}
 		if !stealFrames(d, d.framesPerPage(), page) {
-			// Everything is on its way in or out, or being pinned: soon over.
+			// All that is not pinned is dirty: write something, or wait for
+			// the writes that are under way.
+			if cleanOne(d.words) == 0 {
+				continue
+			}
 			bare.FutexWait(&napWord, 0, patienceNap)
 			continue
 		}
@@ -432,7 +437,7 @@ func stealFrames(d *desc, n int64, page uint64) bool {
 			break
 		}
 	}
-	return w.takeFrames(n)
+	return w.takeFramesDownTo(n, -load64(&w.frameSlack))
 }
 
 // stealOne frees the frames of one page of the pager with words w.
@@ -482,8 +487,9 @@ func stealFrom(d *desc, first uint64, cancel bool) bool {
 			}
 			unmapRange(d.addr(page), d.pageSize())
 			d.vacate(pw, page)
-		case cancel && w&stateMask == stLoading && w&flagWaited == 0:
-			// A prefetch: its owner will find that it is not his any more.
+		case cancel && w&stateMask == stLoading:
+			// Nobody has been promised a pin. The owner will find that the page
+			// is not his any more, and those who wait for it try again.
 			if !bare.Cas64(pw, w, w&genMask) {
 				continue
 			}

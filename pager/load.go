@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -180,7 +181,7 @@ func (p *Pager) flushBatch(b *batch) {
 type loadQueue struct {
 	mu         sync.Mutex
 	head, tail [2]*load
-	n          [2]int
+	n          atomic.Int32
 }
 
 func (q *loadQueue) push(l *load) {
@@ -192,7 +193,7 @@ func (q *loadQueue) push(l *load) {
 		q.tail[k].next = l
 	}
 	q.tail[k] = l
-	q.n[k]++
+	q.n.Add(1)
 }
 
 func (q *loadQueue) pop() *load {
@@ -202,7 +203,7 @@ func (q *loadQueue) pop() *load {
 			if l.next == nil {
 				q.tail[k] = nil
 			}
-			q.n[k]--
+			q.n.Add(-1)
 			return l
 		}
 	}
@@ -213,8 +214,11 @@ func (q *loadQueue) pop() *load {
 func (p *Pager) unqueue(b *batch) {
 	q := &p.queue
 	for {
+		if q.n.Load() == 0 {
+			return
+		}
 		q.mu.Lock()
-		if q.n[demand]+q.n[ahead] == 0 {
+		if q.n.Load() == 0 {
 			q.mu.Unlock()
 			return
 		}
@@ -281,7 +285,7 @@ func (p *Pager) finish(l *load, err error) {
 	loadPool.Put(l)
 	bufs.put(buf)
 	p.inflight.Add(-1)
-	if p.queue.n[demand]+p.queue.n[ahead] != 0 || p.jobs.pending.Load() != 0 {
+	if p.queue.n.Load() != 0 || p.jobs.pending.Load() != 0 {
 		b := newBatch()
 		p.unqueue(b)
 		p.pump(b)

@@ -219,10 +219,9 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 		return nil, errors.Join(ErrClosed, r.closeWrite())
 	}
 	p.regions[r] = struct{}{}
-	if fpp > p.largestPage.Load() {
-		p.largestPage.Store(fpp)
-	}
 	p.mu.Unlock()
+	p.setLargestPage(fpp)
+	sp.regions.Store(d.index, r)
 	atomic.StoreUint32(&d.state, descLive)
 	return r, nil
 }
@@ -384,12 +383,17 @@ func (r *Region) evictAll() {
 func (p *Pager) forget(r *Region) {
 	p.mu.Lock()
 	delete(p.regions, r)
-	largest := int64(1)
-	for o := range p.regions {
-		largest = max(largest, o.fpp)
+	largest := int64(0)
+	if r.fpp > 1 { // else nothing changes, and there may be many regions
+		for o := range p.regions {
+			largest = max(largest, o.fpp)
+		}
+		largest = max(largest, 1)
 	}
-	p.largestPage.Store(largest)
 	p.mu.Unlock()
+	if largest > 0 {
+		p.shrinkLargestPage(largest)
+	}
 	if r.domain.region == r {
 		p.evictMu.Lock()
 		for i, dm := range p.domains {
@@ -400,6 +404,25 @@ func (p *Pager) forget(r *Region) {
 		}
 		p.evictMu.Unlock()
 	}
+}
+
+// setLargestPage notes that a region with pages of n frames is mapped: what
+// cannot be pinned is counted in pages of the largest size.
+func (p *Pager) setLargestPage(n int64) {
+	if n <= p.largestPage.Load() {
+		return
+	}
+	p.budgetMu.Lock()
+	p.largestPage.Store(max(n, p.largestPage.Load()))
+	p.resize(p.budget.Load())
+	p.budgetMu.Unlock()
+}
+
+func (p *Pager) shrinkLargestPage(n int64) {
+	p.budgetMu.Lock()
+	p.largestPage.Store(n)
+	p.resize(p.budget.Load())
+	p.budgetMu.Unlock()
 }
 
 func (p *Pager) regionList() []*Region {

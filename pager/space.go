@@ -319,7 +319,6 @@ func (s *space) open(r *Region, reach int64, shift uint32, mode coro.Mode) error
 		atomic.StoreUint32(&own[k], i)
 	}
 	r.d, r.at = d, at
-	s.regions.Store(i, r)
 	return nil
 }
 

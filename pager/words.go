@@ -27,6 +27,12 @@ type pagerWords struct {
 	srvRead  uint64 // bytes
 	srvWrote uint64 // pages
 
+	// What only the fault server may use, so that it can always go on: frames
+	// below zero while SetBudget is on its way down (the old budget still
+	// holds), and credits out of the reserve.
+	frameSlack  int64
+	creditSlack int64
+
 	hand uint32 // next leaf the fault server looks at for a victim
 
 	// Notices from P-less code to the housekeeper.
@@ -95,11 +101,18 @@ func (w *pagerWords) wake() {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (w *pagerWords) takeFrames(n int64) bool {
+func (w *pagerWords) takeFrames(n int64) bool { return w.takeFramesDownTo(n, 0) }
+
+// takeFramesDownTo takes n frames if at least floor are left then.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) takeFramesDownTo(n, floor int64) bool {
 	p := (*uint64)(unsafe.Pointer(&w.free))
 	for {
 		v := bare.Load64(p)
-		if int64(v) < n {
+		if int64(v)-n < floor {
 			return false
 		}
 		if bare.Cas64(p, v, v-uint64(n)) {

@@ -174,8 +174,7 @@ type flusher struct {
 	want   atomic.Bool   // somebody needs room
 	last   atomic.Int64  // when a page last became clean (UnixNano)
 	parked []parkedWrite
-	hand   uint32
-	urgent bool
+	hand   atomic.Uint32 // the leaf to look at next
 }
 
 type parkedWrite struct {
@@ -426,7 +425,7 @@ func (r *Region) raiseStored(end uint64) {
 // marked dirty, at most limit (0: all), going round through the leaves.
 func (p *Pager) collectDirty(list []dirtyPage, only *desc, limit int) []dirtyPage {
 	used := atomic.LoadUint32(&sp.leafUsed)
-	start := p.flush.hand
+	start := p.flush.hand.Load()
 	if limit == 0 {
 		start = 0
 	}
@@ -457,7 +456,7 @@ func (p *Pager) collectDirty(list []dirtyPage, only *desc, limit int) []dirtyPag
 			}
 		}
 		if limit > 0 && len(list) >= limit {
-			p.flush.hand = leaf
+			p.flush.hand.Store(leaf)
 			break
 		}
 	}
@@ -545,20 +544,19 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 			relax(turn)
 			return 0
 		}
-		if unlockPage(d, pw, w, page) {
+		if unlockPage(d, pw, w, page, 0) {
 			return 0
 		}
 		if bare.Load64(pw) != w {
 			continue
 		}
-		e := cleanOne(d.words)
-		if e == errnoNothing {
-			if turn > 400 {
-				return uintptr(syscall.ENOMEM)
+		// With the slack there are always a few pages that are Dirty and not
+		// being written: those that came by it.
+		if cleanOne(d.words) != 0 {
+			if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack)) {
+				return 0
 			}
 			bare.FutexWait(&napWord, 0, patienceNap*4)
-		} else if e != 0 && turn > 16 {
-			return e
 		}
 	}
 }
