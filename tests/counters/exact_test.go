@@ -128,6 +128,9 @@ func wantReads(t *testing.T, s pager.Stats, n, budget int64) {
 	if s.Prefetch.Issued != 0 {
 		t.Errorf("%d pages prefetched by a region that must not", s.Prefetch.Issued)
 	}
+	if t.Failed() {
+		t.Logf("%v", s)
+	}
 }
 
 // reserveOf is how many frames of a budget the fault server may keep free, in
@@ -257,28 +260,46 @@ func TestHitsCostNothing(t *testing.T) {
 			t.Fatalf("after %s: %d misses, %d reads, %d evictions", way.name, s.Misses, s.Reads, s.Evictions)
 		}
 	}
-	pins := make([]pager.Pin, 2)
-	allocs := testing.AllocsPerRun(100, func() {
-		pin, err := r.Acquire(context.Background(), 5*page, page)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pin.Release()
-		if _, err := r.ReadAt(buf, 6*page); err != nil {
-			t.Fatal(err)
-		}
-		if pin, ok := r.TryAcquire(7*page, page); ok {
+	pins, ranges := make([]pager.Pin, 2), []pager.Range{{Off: 0, Len: 8}, {Off: 9 * page, Len: 8}}
+	ctx := context.Background()
+	for what, hit := range map[string]func(){
+		"Acquire": func() {
+			pin, err := r.Acquire(ctx, 5*page, page)
+			if err != nil {
+				t.Fatal(err)
+			}
 			pin.Release()
-		} else {
-			t.Fatal("TryAcquire of a resident page says no")
+		},
+		"ReadAt": func() {
+			if _, err := r.ReadAt(buf, 6*page+5); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"TryAcquire": func() {
+			pin, ok := r.TryAcquire(7*page, page)
+			if !ok {
+				t.Fatal("TryAcquire of a resident page says no")
+			}
+			pin.Release()
+		},
+		"AcquireV": func() {
+			if err := r.AcquireV(ctx, ranges, pins); err != nil {
+				t.Fatal(err)
+			}
+			pins[0].Release()
+			pins[1].Release()
+		},
+		"View": func() {
+			if err := r.View(ctx, func(mem []byte) error { buf[0] = mem[8*page]; return nil }); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"Prefetch": func() { r.Prefetch(offs[:], 1) },
+	} {
+		if n := testing.AllocsPerRun(100, hit); n != 0 {
+			t.Errorf("%s: %v allocations per hit", what, n)
 		}
-		if err := r.AcquireV(context.Background(), []pager.Range{{Off: 0, Len: 8}, {Off: 9 * page, Len: 8}}, pins); err != nil {
-			t.Fatal(err)
-		}
-		pins[0].Release()
-		pins[1].Release()
-	})
-	if allocs != 0 {
-		t.Errorf("%v allocations per hit", allocs)
 	}
 }
+
+var offs = [...]int64{0, 9 * page, 20 * page}

@@ -110,7 +110,7 @@ func TestMissRatio(t *testing.T) {
 				t.Errorf("%d misses, %d reads of %d bytes", s.Misses, s.Reads, s.ReadBytes)
 			}
 			if float64(s.Misses) > 1.05*float64(clock) {
-				t.Errorf("%d misses, more than 1.05 × the %d of the clock", s.Misses, clock)
+				t.Errorf("%d misses, more than 1.05 × the %d of the clock\n%v", s.Misses, clock, s)
 			}
 		})
 	}

@@ -279,7 +279,9 @@ func withoutRaw(t *testing.T) {
 	}
 	pins[0].Release()
 	pins[1].Release()
-	if _, ok := r.TryAcquire(11, page); !ok {
+	if pin, ok := r.TryAcquire(11, page); ok {
+		pin.Release()
+	} else {
 		t.Error("TryAcquire of a locked page says no")
 	}
 }
