@@ -68,10 +68,14 @@ var releases = []release{
 }
 
 // releaseOf judges a runtime.Version. Only "go1.N" and "go1.N.P" of an allowed
-// minor, alone or followed by "X:" and allowed experiments, are known:
-// development toolchains, release candidates and vendors' suffixes are not.
+// minor, alone or followed by "-X:" (before 1.26 " X:") and allowed
+// experiments, are known: development toolchains, release candidates and
+// vendors' suffixes are not.
 func releaseOf(version string) (release, error) {
-	v, exps, _ := strings.Cut(version, " X:")
+	v, exps, found := strings.Cut(version, "-X:")
+	if !found {
+		v, exps, _ = strings.Cut(version, " X:")
+	}
 	for _, r := range releases {
 		patch, ok := strings.CutPrefix(v, r.minor)
 		if !ok || patch != "" && (len(patch) < 2 || patch[0] != '.' || strings.Trim(patch[1:], "0123456789") != "") {

@@ -37,7 +37,8 @@ func parseNegative(s string) (n int) {
 }
 
 // hideFrame moves the saved general registers out of the collector's sight,
-// into the slot's image behind everything else, and unhideFrame back.
+// into the slot behind everything else and inverted (Go 1.27 scans there, too),
+// and unhideFrame back.
 //
 //go:nosplit
 //go:norace
@@ -46,7 +47,7 @@ func hideFrame(s *parkSlot, base uintptr) {
 	h := slotImage(s) + hiddenAt(s)
 	*word(h) = base
 	for i := uintptr(1); i <= 14; i++ {
-		*word(h + 8*i) = *word(base - 16 - 8*i)
+		*word(h + 8*i) = ^*word(base - 16 - 8*i)
 		*word(base - 16 - 8*i) = 0
 	}
 }
@@ -60,6 +61,6 @@ func unhideFrame(s *parkSlot) {
 	h := slotImage(s) + hiddenAt(s)
 	base := *word(h)
 	for i := uintptr(1); i <= 14; i++ {
-		*word(base - 16 - 8*i) = *word(h + 8*i)
+		*word(base - 16 - 8*i) = ^*word(h + 8*i)
 	}
 }

@@ -416,7 +416,7 @@ func TestParkingCanBeSwitchedOff(t *testing.T) {
 
 func TestOnlyKnownReleasesAreAllowed(t *testing.T) {
 	for v, ok := range map[string]bool{
-		"go1.25": true, "go1.25.0": true, "go1.26.8": true, "go1.27.13": true, "go1.26.3 X:simd": true, "go1.26.3 X:jsonv2,simd": true,
+		"go1.25": true, "go1.25.0": true, "go1.26.8": true, "go1.27.13": true, "go1.26.3 X:simd": true, "go1.26.3 X:jsonv2,simd": true, "go1.26.8-X:simd": true,
 		"go1.24.9": false, "go1.28.0": false, "go1.2": false, "go1.270": false, "go1.27rc1": false, "go1.26.": false,
 		"go1.26.1-custom": false, "go1.26.1b4": false, "devel go1.27-abc": false, "go1.26.3 X:arenas": false, "go1.26.3 X:simd,foo": false,
 		"go1.26.8-X:nocoverageredesign": false, "": false,

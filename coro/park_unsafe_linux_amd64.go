@@ -165,7 +165,9 @@ func park(f *Fault, a *arena, ctx *sigContext) Reason {
 		base = ctx.rsp     // the runtime has pushed the resume PC,
 		s.pc = *word(base) // which is earlier in a restartable sequence
 		s.leaf = 0
-		lastGoPC = s.pc
+		if qi == selfQueue {
+			lastGoPC = s.pc
+		}
 	}
 	s.queue, s.fault = qi, *f
 	saveVectors(s, x)

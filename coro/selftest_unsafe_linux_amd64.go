@@ -217,7 +217,11 @@ func (t *parkTest) step(name string, run func() error) error {
 			switch r := recover().(type) {
 			case nil:
 			case interface{ Addr() uintptr }:
-				result <- errors.New("the runtime does not stop goroutines (GODEBUG asyncpreemptoff or gccheckmark?)")
+				if errno, ok := DeliveredAt(r.Addr()); ok && errno == ErrnoCannotPark {
+					result <- errors.New("the runtime does not stop goroutines (GODEBUG asyncpreemptoff or gccheckmark?)")
+				} else {
+					result <- fmt.Errorf("fault at %#x", r.Addr())
+				}
 			default:
 				result <- fmt.Errorf("%v", r)
 			}

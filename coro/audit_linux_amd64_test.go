@@ -1,0 +1,251 @@
+//go:build !uffdpager_nointernals
+
+package coro
+
+import (
+	"bytes"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// The audit of a Go release, in one command:
+//
+//	GOTOOLCHAIN=go1.N.P go test -run TestAudit -v ./coro
+//
+// It prints what was found in the runtime and which leaves are parked in, and
+// fails if this release is not as the table in internals_unsafe_linux_amd64.go
+// and the lists here say.
+
+// expectedLeaves must be found and accepted in every supported release.
+var expectedLeaves = []string{
+	"runtime.memmove", "runtime.memclrNoHeapPointers", "runtime.memequal", "runtime.memequal_varlen", "memeqbody",
+	"runtime.cmpstring", "cmpbody", "internal/bytealg.IndexByte", "indexbytebody", "internal/bytealg.Index", "indexbody",
+	"internal/bytealg.Count", "countbody", "internal/bytealg.Compare", "hash/crc32.ieeeCLMUL",
+}
+
+func TestAuditOfThisRelease(t *testing.T) {
+	rel, err := releaseOf(runtime.Version())
+	if err != nil {
+		t.Skip(err)
+	}
+	if active, why := ParkStatus(); !active {
+		t.Fatal(why)
+	}
+	// Keep everything on the list linked in.
+	b := []byte(os.Args[0])
+	_ = fmt.Sprint(bytes.Count(b, b[:1]), bytes.IndexByte(b, b[2]), bytes.Index(b, b[1:3]), bytes.Compare(b, b[1:]), strings.Compare(string(b), "x"), crc32.ChecksumIEEE(b))
+	t.Logf("%s (%s): asyncPreempt %#x, marker +%#x, vector area %d, g.preempt %#x, g.asyncSafePoint %#x, g.xRegs %#x, AVX-512 image from %d, slots %d and %d bytes",
+		runtime.Version(), rel.minor, asyncPreemptPC, markerPC-asyncPreemptPC, fakeExtra, offPreempt, offASP, offXRegs, zmmOffset, slotClasses[0].size, slotClasses[1].size)
+	accepted := map[string]bool{}
+	symbols(func(name string, entry, end uintptr) {
+		if !leafNames[name] {
+			return
+		}
+		err := checkLeaf(code(entry, int(end-entry)))
+		if wrapper := err != nil && isWrapper(entry, end, name); wrapper {
+			return
+		}
+		t.Logf("%-40s %5d bytes  %v", name, end-entry, err)
+		if err == nil {
+			accepted[name] = true
+		}
+		if (err == nil) != slices.ContainsFunc(leaves[:nLeaves], func(l leafRange) bool { return l.lo == entry }) {
+			t.Errorf("%s: parked in or not, against the check", name)
+		}
+	})
+	for _, name := range expectedLeaves {
+		if !accepted[name] {
+			t.Errorf("%s is not a leaf of this release", name)
+		}
+	}
+	if duff := accepted["runtime.duffcopy"] || accepted["runtime.duffzero"]; duff {
+		t.Error("duffcopy or duffzero are parked in: their callers keep BP below SP")
+	}
+}
+
+// isWrapper says whether the code only passes arguments on to a function of
+// the same name with the other calling convention.
+func isWrapper(entry, end uintptr, name string) bool {
+	_, ok := wrapped(code(entry, int(end-entry)), entry, name)
+	return ok
+}
+
+func TestRefusedAsLeaf(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		code []byte
+	}{
+		{"push", []byte{0x55, 0xc3}},
+		{"pop r12", []byte{0x41, 0x5c, 0xc3}},
+		{"call", []byte{0xe8, 0, 0, 0, 0, 0xc3}},
+		{"indirect call", []byte{0xff, 0xd0, 0xc3}},
+		{"sub rsp", []byte{0x48, 0x83, 0xec, 0x10, 0xc3}},
+		{"lea rsp", []byte{0x48, 0x8d, 0x64, 0x24, 0xf8, 0xc3}},
+		{"mov rbp, rsp", []byte{0x48, 0x89, 0xe5, 0xc3}},
+		{"mov rbp, rax", []byte{0x48, 0x89, 0xc5, 0xc3}},
+		{"load from rbp", []byte{0x48, 0x8b, 0x45, 0x08, 0xc3}},
+		{"store below rsp", []byte{0x48, 0x89, 0x44, 0x24, 0xf8, 0xc3}},
+		{"store to the return address", []byte{0x48, 0x89, 0x04, 0x24, 0xc3}},
+		{"pushfq", []byte{0x9c, 0xc3}},
+		{"leave", []byte{0xc9, 0xc3}},
+		{"syscall", []byte{0x0f, 0x05, 0xc3}},
+		{"truncated", []byte{0x48, 0x8b}},
+	} {
+		if checkLeaf(c.code) == nil {
+			t.Errorf("%s: accepted", c.what)
+		}
+	}
+	for _, c := range [][]byte{
+		{0x48, 0x8b, 0x44, 0x24, 0x08, 0xc3},             // MOVQ 8(SP), AX
+		{0xc5, 0xfc, 0x10, 0x20, 0xc5, 0xf8, 0x77, 0xc3}, // VMOVUPS (AX), Y4; VZEROUPPER
+		{0xf3, 0xa4, 0xc3, 0xcc, 0xcc},                   // REP MOVSB
+	} {
+		if err := checkLeaf(c); err != nil {
+			t.Errorf("% x: %v", c, err)
+		}
+	}
+	if err := AllowLeaf(42); err == nil {
+		t.Error("AllowLeaf(42) was accepted")
+	}
+	if err := AllowLeaf((func())(nil)); err == nil {
+		t.Error("AllowLeaf(nil) was accepted")
+	}
+	if err := AllowLeaf(strings.ToUpper); err == nil {
+		t.Error("AllowLeaf of a Go function with a frame was accepted")
+	}
+}
+
+// Assembly of one's own is parked in once it was allowed.
+func TestAllowedLeafParks(t *testing.T) {
+	if !inChild(t, 60*time.Second, inPlace) {
+		return
+	}
+	mem := miniPark(t, 0)
+	before := nLeaves
+	for range 2 {
+		if err := AllowLeaf(bare.Copy); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if nLeaves != before+1 {
+		t.Fatalf("%d leaves added", nLeaves-before)
+	}
+	stop := gcLoop()
+	defer stop()
+	for i := range 100 {
+		o := i * 2 * miniPage
+		dst := make([]byte, miniPage)
+		bare.Copy(unsafe.Pointer(&dst[0]), unsafe.Pointer(&mem[o+100]), miniPage)
+		if !bytes.Equal(dst, want(o+100, miniPage)) {
+			t.Fatalf("wrong bytes at %d", o)
+		}
+	}
+	if s := ReadStats(); s.Parked < 200 || s.Blocked != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// While a leaf is parked, its heap operand may be alive in nothing but the
+// saved registers. So at every fault in a leaf some register must point into
+// that operand.
+func TestLeavesKeepAPointerIntoTheirOperand(t *testing.T) {
+	if !inChild(t, 100*time.Second, inPlace) {
+		return
+	}
+	debug.SetGCPercent(-1)
+	mem := mini(t)
+	var opLo, opHi uintptr
+	var faults, bad int
+	where := map[string]int{}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			ps := NextParked(nil)
+			if len(ps) == 0 {
+				return
+			}
+			for _, p := range ps {
+				s := (*parkSlot)(bare.Ptr(p.slot))
+				if s.leaf != 0 && opHi != 0 {
+					faults++
+					if !registerInto(s, opLo, opHi) {
+						bad++
+						f := runtime.FuncForPC(p.PC)
+						where[fmt.Sprintf("%s+%#x", f.Name(), p.PC-f.Entry())]++
+					}
+				}
+				p.Resume(miniLoad(p.Fault))
+			}
+		}
+	}()
+	var sizes []int
+	for n := 1; n < 300; n += 1 + n/60 {
+		sizes = append(sizes, n)
+	}
+	sizes = append(sizes, 511, 512, 700, 1024, 2048, 2049, 4096, 5000, 9000)
+	for _, c := range []struct {
+		name string
+		run  func(heap, region []byte)
+	}{
+		{"copy out", func(h, r []byte) { copy(h, r) }},
+		{"copy in", func(h, r []byte) { copy(r, h) }},
+		{"equal", func(h, r []byte) { bytes.Equal(h, r) }},
+		{"equal, swapped", func(h, r []byte) { bytes.Equal(r, h) }},
+		{"compare", func(h, r []byte) { bytes.Compare(h, r) }},
+		{"compare, swapped", func(h, r []byte) { bytes.Compare(r, h) }},
+		{"index", func(h, r []byte) { bytes.Index(r, h[:min(60, len(h))]) }},
+	} {
+		faults, bad = 0, 0
+		for _, n := range sizes {
+			for _, d := range []int{1, 7, 15, 16, 33, 63, 64, 128, 200, 257, 1000, 2049} {
+				if d > n {
+					continue
+				}
+				h := append(make([]byte, 0, n), want(16*miniPage-d, n)...)
+				o := 16*miniPage - d
+				miniReset(15, 6)
+				opLo = uintptr(unsafe.Pointer(&h[0]))
+				opHi = opLo + uintptr(n)
+				c.run(h, mem[o:o+n])
+				opHi = 0
+				runtime.KeepAlive(h)
+			}
+		}
+		if bad != 0 || faults < 100 {
+			t.Errorf("%s: %d of %d faults without a register in the heap operand: %v", c.name, bad, faults, where)
+		}
+		t.Logf("%s: %d faults", c.name, faults)
+	}
+	WakeParked()
+	<-stopped
+}
+
+// registerInto looks at the general registers of a parked goroutine, which lie
+// on its stack behind waitForPage's frame: that has the slot's address at 48,
+// and a PC in asyncPreempt above it at 72.
+func registerInto(s *parkSlot, lo, hi uintptr) bool {
+	g := s.fault.G
+	for a := *word(g); a < *word(g + 8)-256; a += 8 {
+		if *word(a) != uintptr(unsafe.Pointer(s)) || *word(a - 48 + 72) != markerPC {
+			continue
+		}
+		for r := range uintptr(14) {
+			if v := *word(a - 48 + 80 + fakeExtra + 8*r); v >= lo && v < hi {
+				return true
+			}
+		}
+		return false
+	}
+	return false
+}
