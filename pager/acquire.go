@@ -99,20 +99,25 @@ func (r *Region) unpin(pr pageRange, write bool) {
 		if write {
 			r.dropWritePin(page)
 		}
-		// A pinned page keeps its leaf, so one look is enough.
-		e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
-		pw := leafWord(uint32(atomic.LoadUint64(e))&dirLeafMask, page)
-		for {
-			w := atomic.LoadUint64(pw)
-			if w&pinMask == 0 {
-				panic("pager: Release of a page that is not pinned")
-			}
-			if atomic.CompareAndSwapUint64(pw, w, w-pinOne) {
-				if w&pinMask == pinOne {
-					r.p.giveCredits(page, r.fpp)
-				}
-				break
-			}
+		if r.unpinPage(page) {
+			r.p.giveCredits(page, r.fpp)
+		}
+	}
+}
+
+// unpinPage takes one pin off a page and says whether it was the last, so that
+// its credits are free.
+func (r *Region) unpinPage(page uint64) (last bool) {
+	// A pinned page keeps its leaf, so one look is enough.
+	e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
+	pw := leafWord(uint32(atomic.LoadUint64(e))&dirLeafMask, page)
+	for {
+		w := atomic.LoadUint64(pw)
+		if w&pinMask == 0 {
+			panic("pager: Release of a page that is not pinned")
+		}
+		if atomic.CompareAndSwapUint64(pw, w, w-pinOne) {
+			return w&pinMask == pinOne
 		}
 	}
 }
@@ -157,16 +162,14 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 	pin := Pin{r, off, n, write}
 	pr := r.pageRange(off, n)
 	if r.pinHits(pr) {
-		if write {
-			if err := r.makeWritable(ctx, pr); err != nil {
-				return Pin{}, err
+		if !write || r.tryWritable(pr) {
+			if r.closing.Load() {
+				pin.Release()
+				return Pin{}, ErrClosed
 			}
+			return pin, nil
 		}
-		if r.closing.Load() {
-			pin.Release()
-			return Pin{}, ErrClosed
-		}
-		return pin, nil
+		r.unpin(pr, false)
 	}
 	if !r.enter() {
 		return Pin{}, ErrClosed
@@ -176,20 +179,17 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 		return Pin{}, err
 	}
 	op := newOp(r)
-	op.pin = true
+	op.pin, op.write = true, write
 	op.one[0] = pr
 	op.ranges = op.one[:]
-	p := r.p
-	if err := p.begin(op); err != nil {
+	if err := r.p.begin(op); err != nil {
 		return Pin{}, err
 	}
 	if err := op.wait(ctx); err != nil {
 		return Pin{}, err
 	}
 	if write {
-		if err := r.makeWritable(ctx, pr); err != nil {
-			return Pin{}, err
-		}
+		r.makeWritable(pr)
 	}
 	return pin, nil
 }
@@ -209,36 +209,36 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 	if !r.enter() {
 		return ErrClosed
 	}
-	op := newOp(r)
-	op.pin = true
-	hits := true
-	for i, g := range rs {
-		pins[i] = Pin{}
-		if g.Len == 0 {
-			continue
-		}
-		pr := r.pageRange(g.Off, g.Len)
-		op.ranges = append(op.ranges, pr)
-		if hits && r.pinHits(pr) {
-			op.got = append(op.got, pr)
-		} else {
-			hits = false
+	hits := 0
+	for ; hits < len(rs); hits++ {
+		if g := rs[hits]; g.Len != 0 && !r.pinHits(r.pageRange(g.Off, g.Len)) {
+			break
 		}
 	}
-	if !hits {
-		op.undo()
+	if hits == len(rs) {
+		r.leave()
+	} else {
+		for _, g := range rs[:hits] {
+			if g.Len != 0 {
+				r.unpin(r.pageRange(g.Off, g.Len), false)
+			}
+		}
+		op := newOp(r)
+		op.pin = true
+		for _, g := range rs {
+			if g.Len != 0 {
+				op.ranges = append(op.ranges, r.pageRange(g.Off, g.Len))
+			}
+		}
 		if err := r.p.begin(op); err != nil {
 			return err
 		}
 		if err := op.wait(ctx); err != nil {
 			return err
 		}
-	} else {
-		op.got = nil
-		op.free()
-		r.leave()
 	}
 	for i, g := range rs {
+		pins[i] = Pin{}
 		if g.Len != 0 {
 			pins[i] = Pin{r, g.Off, g.Len, false}
 		}
@@ -277,7 +277,7 @@ func (r *Region) TryAcquire(off, n int64) (Pin, bool) {
 func (p *Pager) begin(op *waitOp) error {
 	r := op.r
 	op.need = int64(op.pages()) * r.fpp
-	if op.pin && op.need > p.pinnable.Load() || op.need > p.budget.Load() || r.maxFrames > 0 && op.need > r.maxFrames {
+	if op.credits() > p.pinnable.Load() || op.need > p.budget.Load() || r.maxFrames > 0 && op.need > r.maxFrames {
 		err := fmt.Errorf("%w: %d bytes are wanted at once, at most %d can be", ErrBudget, op.need<<frameShift, p.pinnable.Load()<<frameShift)
 		op.free()
 		r.leave()
@@ -300,9 +300,9 @@ func (p *Pager) start(op *waitOp) {
 		op.pageDone()
 		return
 	}
-	var frames, creds int64 = op.need, 0
-	if op.pin {
-		creds = op.need
+	frames, creds := op.need, op.credits()
+	if op.write {
+		creds -= op.need // those are the owner's
 	}
 	first := op.ranges[0].first
 	b := newBatch()

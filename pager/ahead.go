@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/evict"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
 
@@ -83,6 +84,7 @@ func (r *Region) observe(ev prefetch.Event, wait bool) {
 	a.plan.Pages = int64(r.pageCount())
 	a.plan.PageSize = int64(r.PageSize())
 	a.plan.Room = r.p.aheadRoom() / r.fpp
+	a.plan.Budget = r.p.budget.Load() / r.fpp
 	a.policy.Observe(ev, &a.plan)
 	n := uint64(r.pageCount())
 	for _, run := range a.plan.Runs {
@@ -91,12 +93,10 @@ func (r *Region) observe(ev prefetch.Event, wait bool) {
 		}
 		r.p.addJob(aheadJob{r, uint64(run.First), min(uint64(run.First+run.N), n), false})
 	}
-	var drops [8]prefetch.Run
-	k := copy(drops[:], a.plan.Drop)
-	a.mu.Unlock()
-	for _, run := range drops[:k] {
+	for _, run := range a.plan.Drop {
 		r.cool(run)
 	}
+	a.mu.Unlock()
 }
 
 // cool makes what the policy is done with leave first.
@@ -104,9 +104,13 @@ func (r *Region) cool(run prefetch.Run) {
 	n := int64(r.pageCount())
 	first, end := max(0, run.First), min(n, run.First+run.N)
 	r.p.evictMu.Lock()
+	drop := r.domain.policy.Cold
+	if d, ok := r.domain.policy.(evict.Dropper); ok {
+		drop = d.Drop
+	}
 	for page := first; page < end; page++ {
-		if pw, w := r.d.look(uint64(page)); pw != nil && w&stateMask == stResident && w&flagTouched == 0 {
-			r.domain.policy.Cold(pageKey(r.d, uint64(page)))
+		if pw, w := r.d.look(uint64(page)); pw != nil && present(w) {
+			drop(pageKey(r.d, uint64(page)))
 		}
 	}
 	r.p.evictMu.Unlock()

@@ -4,6 +4,7 @@ package pager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"reflect"
@@ -44,8 +45,8 @@ type writeState struct {
 	owner    bool         // the store is in mapped
 }
 
-// mapped holds the stores of all open regions that may write to them, so that
-// one store has one owner.
+// mapped holds the stores of all open regions: a region owns its store, so one
+// store has one region.
 var mapped sync.Map
 
 // checkWrite settles whether the region is writable.
@@ -69,17 +70,16 @@ func checkWrite(s store.Store, o *RegionOptions) error {
 
 // openWrite makes the region's store its own, and its spill file.
 func (r *Region) openWrite(reach int64) error {
-	if r.opt.Private {
-		return r.openSpill(reach)
-	}
-	if r.opt.ReadOnly {
-		return nil
-	}
 	if reflect.TypeOf(r.store).Comparable() {
 		if _, taken := mapped.LoadOrStore(r.store, r); taken {
-			return fmt.Errorf("%w: store %s is mapped for writing already", ErrBusy, r.name)
+			return fmt.Errorf("%w: store %s is mapped already", ErrBusy, r.name)
 		}
 		r.write.owner = true
+	}
+	if r.opt.Private {
+		if err := r.openSpill(reach); err != nil {
+			return errors.Join(err, r.closeWrite())
+		}
 	}
 	return nil
 }
@@ -118,20 +118,47 @@ func (r *Region) AcquireWrite(ctx context.Context, off, n int64) (Pin, error) {
 	return r.acquire(ctx, off, n, true)
 }
 
-// makeWritable turns pins into write pins. On an error the pins are released.
-func (r *Region) makeWritable(ctx context.Context, pr pageRange) error {
-	for i := uint64(0); i < pr.n; i++ {
-		page := pr.first + i
+// makeWritable turns pins into write pins. The caller has reserved a credit for
+// each frame beside those of the pins; what the pages do not need goes back.
+func (r *Region) makeWritable(pr pageRange) {
+	var left int64
+	for page := pr.first; page < pr.first+pr.n; page++ {
 		r.addWritePin(page)
-		if err := r.ensureDirty(ctx, page); err != nil {
-			r.unpin(pageRange{pr.first, i + 1}, true)
-			if pr.n > i+1 {
-				r.unpin(pageRange{page + 1, pr.n - i - 1}, false)
+		for turn := 0; ; turn++ {
+			pw, w := r.d.look(page)
+			if s := w & stateMask; s == stDirty || s == stWriting && w&flagRedirtied != 0 {
+				left += r.fpp
+				break
+			} else if s == stUnlocking || s == stCopying {
+				relaxGo(turn)
+				continue
 			}
-			return err
+			if unlockPaid(r.d, pw, w, page) {
+				if w&stateMask == stWriting {
+					left += r.fpp
+				}
+				break
+			}
 		}
 	}
-	return nil
+	if left > 0 {
+		r.p.giveCredits(pr.first, left)
+	}
+}
+
+// tryWritable is makeWritable without waiting and with nothing reserved: all
+// pages or none.
+func (r *Region) tryWritable(pr pageRange) bool {
+	for i := uint64(0); i < pr.n; i++ {
+		r.addWritePin(pr.first + i)
+		if ok, _ := r.tryDirty(pr.first + i); !ok {
+			for k := uint64(0); k <= i; k++ {
+				r.dropWritePin(pr.first + k)
+			}
+			return false
+		}
+	}
+	return true
 }
 
 // addWritePin marks a pinned page as one that may be written to at any time.
@@ -271,7 +298,7 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 		pw, w := r.d.look(page)
 		switch {
 		case pw == nil || !present(w):
-			if err := r.need(context.Background(), page, 0); err != nil {
+			if err := r.need(context.Background(), page, page); err != nil {
 				return err
 			}
 			continue
@@ -294,7 +321,7 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 		}
 		if o := regionAt(addr); o != nil && (addr < uintptr(r.base)+uintptr(off) || addr >= uintptr(r.base)+uintptr(off)+uintptr(len(b))) {
 			// b is memory of a region and absent.
-			if err := o.need(context.Background(), uint64(addr-o.d.base)>>o.shift, 0); err != nil {
+			if err := o.needAddr(addr); err != nil {
 				return err
 			}
 		}
@@ -398,7 +425,7 @@ func (r *Region) fillBuffer(buf *buffer, b []byte) error {
 		if o == nil {
 			return ErrClosed
 		}
-		if err := o.need(context.Background(), uint64(addr-o.d.base)>>o.shift, 0); err != nil {
+		if err := o.needAddr(addr); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -126,14 +127,39 @@ func unlockPage(d *desc, pw *word, w word, page uint64, floor int64) bool {
 	if fresh && !d.words.takeDirty(d.framesPerPage(), floor) {
 		return false
 	}
+	if unlock(d, pw, w, page) {
+		return true
+	}
+	if fresh {
+		d.words.giveDirty(d.framesPerPage())
+	}
+	return false
+}
+
+// unlockPaid is unlockPage for a caller who has taken the credit already; it
+// is used up if the page was Resident and the result is true.
+func unlockPaid(d *desc, pw *word, w word, page uint64) bool {
+	if !unlock(d, pw, w, page) {
+		return false
+	}
+	if w&stateMask == stResident && add64(&d.words.dirty, d.framesPerPage()) == d.framesPerPage() {
+		d.words.wake()
+	}
+	return true
+}
+
+// unlock is the transition itself, from Resident or Writing.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func unlock(d *desc, pw *word, w word, page uint64) bool {
+	fresh := w&stateMask == stResident
 	n := w&^stateMask | stUnlocking
 	if !fresh {
 		n |= flagHeld
 	}
 	if !bare.Cas64(pw, w, n) {
-		if fresh {
-			d.words.giveDirty(d.framesPerPage())
-		}
 		return false
 	}
 	d.markDirty(page)
@@ -267,10 +293,19 @@ func serve(f *coro.Fault) (errno uintptr) {
 const (
 	patience     = 40
 	patienceNap  = 25_000 // ns
-	patienceOneP = 2
+	patienceOneP = 2      // with one P, which the faulting thread holds, nobody will come
 )
 
 var serverPatience uint32 = patience
+
+// setPatience adapts to GOMAXPROCS, which a program may change.
+func setPatience() {
+	n := uint32(patience)
+	if runtime.GOMAXPROCS(0) == 1 {
+		n = patienceOneP
+	}
+	bare.Store32(&serverPatience, n)
+}
 
 //go:nosplit
 //go:norace
@@ -301,7 +336,13 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			}
 			return fillPage(d, pw, page, uint32(n>>32))
 		}
-		if !stealFrames(d, d.framesPerPage(), page) {
+		if !d.words.takeFrames(d.framesPerPage()) && uint32(turn) < bare.Load32(&serverPatience) {
+			// Eviction by the policy is better than stealing, if it can run.
+			bare.Store32(&d.words.wantRoom, 1)
+			d.words.wake()
+			bare.FutexWait(&napWord, 0, patienceNap)
+			continue
+		} else if uint32(turn) >= bare.Load32(&serverPatience) && !stealFrames(d, d.framesPerPage(), page) {
 			// All that is not pinned is dirty: write something, or wait for
 			// the writes that are under way.
 			if cleanOne(d.words) == 0 {
@@ -486,7 +527,10 @@ func stealFrom(d *desc, first uint64, cancel bool) bool {
 				continue
 			}
 			unmapRange(d.addr(page), d.pageSize())
-			d.vacate(pw, page)
+			if d.vacate(pw, page) && spanTake(d, page) {
+				unmapRange(d.addr(page)&^(granule-1), granule)
+				spanGive(d.addr(page))
+			}
 		case cancel && w&stateMask == stLoading:
 			// Nobody has been promised a pin. The owner will find that the page
 			// is not his any more, and those who wait for it try again.

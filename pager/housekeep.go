@@ -52,15 +52,20 @@ func (p *Pager) housekeep() {
 	for {
 		p.readNotices()
 		p.keepRoom()
+		if bare.Xchg32(&p.w.wantRoom, 0) != 0 && load64(&p.w.free) <= 0 {
+			p.evictSome(p.evictBatch.Load())
+		}
 		if p.waiting.Load() != 0 {
 			p.breakStall()
 		}
+		p.expireHolds()
 		p.flushTick()
+		setPatience()
 		if p.stop.Load() {
 			return
 		}
 		bare.Store32(&p.w.sleeping, 1)
-		if bare.Load64(&p.w.noticeTail) != bare.Load64(&p.w.noticeHead) {
+		if bare.Load64(&p.w.noticeTail) != bare.Load64(&p.w.noticeHead) || bare.Load32(&p.w.wantRoom) != 0 {
 			// It came before the flag was seen.
 			bare.Store32(&p.w.sleeping, 0)
 			continue
@@ -69,10 +74,18 @@ func (p *Pager) housekeep() {
 			// Nothing is going on: no clock to look at.
 			p.waitWake(0)
 		} else {
-			p.waitWake(tick)
+			p.waitWake(p.tick())
 		}
 		bare.Store32(&p.w.sleeping, 0)
 	}
+}
+
+// tick is how long the housekeeper sleeps while something is going on.
+func (p *Pager) tick() time.Duration {
+	if p.holding.Load() != 0 && p.waiting.Load() != 0 {
+		return holdShort
+	}
+	return tick
 }
 
 // waitWake sleeps until P-less or ordinary code calls wake, or for d (0: no
@@ -89,7 +102,7 @@ func (p *Pager) waitWake(d time.Duration) {
 
 // idle: nobody waits and nothing is dirty, so that no clock is needed.
 func (p *Pager) idle() bool {
-	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0
+	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0 && p.holding.Load() == 0
 }
 
 // rouse wakes the housekeeper from ordinary code.
@@ -204,6 +217,7 @@ func parker() {
 }
 
 func startParked(pk coro.Parked) {
+	again := refault(pk)
 	r := regionAt(pk.Addr)
 	if r == nil || !r.enterFault() {
 		pk.Resume(errnoClosed)
@@ -220,12 +234,13 @@ func startParked(pk coro.Parked) {
 		r.startParkedWrite(pk, page)
 		return
 	}
-	r.startParkedRead(pk, page)
+	r.startParkedRead(pk, page, again)
 }
 
-func (r *Region) startParkedRead(pk coro.Parked, page uint64) {
+func (r *Region) startParkedRead(pk coro.Parked, page uint64, again bool) {
 	op := newOp(r)
 	op.isPark, op.parked = true, pk
+	op.pin = again || r.p.waiting.Load() != 0
 	op.one[0] = pageRange{page, 1}
 	op.ranges = op.one[:]
 	if err := r.p.begin(op); err != nil {

@@ -39,6 +39,7 @@ func (p *Pager) enqueue(op *waitOp) {
 	l.tail = op
 	p.waiting.Add(1)
 	l.mu.Unlock()
+	p.w.wake() // the housekeeper has a clock to look at
 	// Room may have been made before the line was seen to be there.
 	p.serveLine()
 }
@@ -88,16 +89,36 @@ func (p *Pager) reserveFor(op *waitOp) bool {
 		return p.reserve(op.r, op.need)
 	}
 	page := op.ranges[0].first
-	if op.pin && !p.credits.take(page, op.need) {
-		return false
+	creds := op.credits()
+	if creds > 0 && !p.credits.take(page, creds) {
+		if p.dropHolds(holdShort); !p.credits.take(page, creds) {
+			if !op.isPark {
+				return false
+			}
+			// A raw access goes on without being held.
+			op.pin, creds = false, 0
+		}
 	}
 	if !p.reserve(op.r, op.need) {
-		if op.pin {
-			p.credits.give(page, op.need, true)
+		if p.dropHolds(holdShort); !p.reserve(op.r, op.need) {
+			if creds > 0 {
+				p.credits.give(page, creds, true)
+			}
+			return false
 		}
-		return false
 	}
 	return true
+}
+
+// credits is how many the op needs to begin.
+func (op *waitOp) credits() int64 {
+	switch {
+	case op.pin && op.write:
+		return 2 * op.need
+	case op.pin:
+		return op.need
+	}
+	return 0
 }
 
 // waitFrames reserves n frames for r, waiting in line if there are none. The

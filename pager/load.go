@@ -262,6 +262,10 @@ func loadDone(op *aio.Op) {
 // finish ends a load: its pages become resident, or their waiters get err.
 func (p *Pager) finish(l *load, err error) {
 	r := l.r
+	if err != nil && len(l.gens) > 1 {
+		p.readSingly(l, err)
+		return
+	}
 	if err != nil {
 		p.stats.readErrors.Add(1)
 		p.event(func(e *EventListener) {
@@ -280,6 +284,12 @@ func (p *Pager) finish(l *load, err error) {
 		p.aheadPages.Add(-int64(len(l.gens)) * r.fpp)
 	}
 	r.arrived(l)
+	p.landed(l)
+}
+
+// landed frees a load and its place in the queue depth, and starts what waits
+// for that.
+func (p *Pager) landed(l *load) {
 	buf := l.buf
 	*l = load{}
 	loadPool.Put(l)
@@ -295,6 +305,36 @@ func (p *Pager) finish(l *load, err error) {
 	if p.waiting.Load() != 0 {
 		p.serveLine()
 	}
+}
+
+// readSingly follows up a failed read of several pages: those that somebody
+// waits for are read one by one, so that the error meets the page it belongs
+// to; the others were read ahead and are given up.
+func (p *Pager) readSingly(l *load, err error) {
+	r := l.r
+	b := newBatch()
+	for i, gen := range l.gens {
+		page := l.first + uint64(i)
+		pw, w := r.d.look(page)
+		if pw != nil && w&stateMask == stLoading && uint32(w>>32) == gen && w&(flagWaited|pinMask) != 0 && !errors.Is(err, ErrClosed) {
+			s := loadPool.Get().(*load)
+			s.r, s.first, s.kind, s.from, s.begun = r, page, demand, l.from, l.begun
+			s.gen0[0] = gen
+			s.gens = s.gen0[:1]
+			b.loads = append(b.loads, s)
+			continue
+		}
+		p.failPage(r, page, gen, stLoading, r.fault("read", page, err))
+	}
+	if l.kind == ahead {
+		p.aheadPages.Add(-int64(len(l.gens)) * r.fpp)
+	}
+	p.landed(l)
+	for _, s := range b.loads {
+		p.launch(s, b)
+	}
+	p.flushBatch(b)
+	b.free()
 }
 
 // finishGroup installs k pages of l from the i-th.

@@ -63,6 +63,10 @@ type Pager struct {
 	flush    flusher
 
 	writingFrames atomic.Int64 // page writes in flight
+
+	holdMu  sync.Mutex
+	holds   []faultHold
+	holding atomic.Int32 // len(holds)
 }
 
 // counters are written on slow paths only.
@@ -145,6 +149,7 @@ func New(o Options) (*Pager, error) {
 	if sp.rawErr != nil {
 		p.degraded("no raw access: " + sp.rawErr.Error())
 	}
+	setPatience()
 	p.wg.Add(2)
 	go p.reap()
 	go p.housekeep()
@@ -246,11 +251,11 @@ func (p *Pager) Stats() Stats {
 	case p.opt.Park == coro.Restart:
 		s.Park = "restart"
 	case active && p.opt.Park != coro.Block:
-		s.Park = "in-place"
+		s.Park, s.ParkMode = "in-place", coro.InPlace
 	case p.opt.Park == coro.Block:
 		s.Park = "block"
 	default:
-		s.Park = "block: " + why
+		s.Park, s.ParkMode = "block: "+why, coro.Block
 	}
 	for _, r := range p.regionList() {
 		s.Regions++
@@ -280,6 +285,9 @@ func (p *Pager) overhead() (metadata, pageTables int64) {
 // Restarts and Budget (MaxResident, if set); the rest is the pager's.
 func (r *Region) Stats() Stats {
 	var s Stats
+	if r.released.Load() {
+		return s
+	}
 	s.Budget = r.maxFrames << frameShift
 	s.Resident = load64(&r.d.resident) << frameShift
 	s.Dirty = load64(&r.d.dirty) << frameShift

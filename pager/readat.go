@@ -21,11 +21,11 @@ func (r *Region) ReadAt(b []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, r.checkRange("read", off, 0)
 	}
+	if r.closing.Load() {
+		return 0, ErrClosed
+	}
 	length := r.Len()
 	if off >= length {
-		if r.closing.Load() {
-			return 0, ErrClosed
-		}
 		return 0, io.EOF
 	}
 	var eof error
@@ -36,7 +36,7 @@ func (r *Region) ReadAt(b []byte, off int64) (int, error) {
 	for done < len(b) {
 		page := uint64(off) >> r.shift
 		n := min(len(b)-done, int(int64(page+1)<<r.shift-off))
-		if err := r.readPage(b[done:done+n], off, page, len(b)-done); err != nil {
+		if err := r.readPage(b[done:done+n], off, page, uint64(off+int64(len(b)-done)-1)>>r.shift); err != nil {
 			return done, err
 		}
 		done += n
@@ -48,9 +48,9 @@ func (r *Region) ReadAt(b []byte, off int64) (int, error) {
 	return done, eof
 }
 
-// readPage copies from within one page. rest is how much the caller wants from
-// here on.
-func (r *Region) readPage(b []byte, off int64, page uint64, rest int) error {
+// readPage copies from within one page. last is the last page the caller
+// wants.
+func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 	if !sp.trap {
 		return r.readPinned(b, off, page)
 	}
@@ -78,14 +78,14 @@ func (r *Region) readPage(b []byte, off int64, page uint64, rest int) error {
 				continue
 			}
 		}
-		if tries > 3 && tries&1 == 0 && regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) == nil {
+		if tries > 0 && tries&1 == 1 && regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) == nil {
 			// The page is evicted again and again before we run: hold it.
 			if err := r.readPinned(b, off, page); err != errNoPin {
 				return err
 			}
 			runtime.Gosched()
 		}
-		if err := r.need(context.Background(), page, rest); err != nil {
+		if err := r.need(context.Background(), page, last); err != nil {
 			return err
 		}
 	}
@@ -113,9 +113,15 @@ func (r *Region) readPinned(b []byte, off int64, page uint64) error {
 	return nil
 }
 
+// needAddr is need for an address of the region.
+func (r *Region) needAddr(addr uintptr) error {
+	page := uint64(addr-r.d.base) >> r.shift
+	return r.need(context.Background(), page, page)
+}
+
 // need waits until the page has been resident, without pinning it, and starts
-// the reads of the pages that follow within rest bytes.
-func (r *Region) need(ctx context.Context, page uint64, rest int) error {
+// the reads of the pages that follow up to last.
+func (r *Region) need(ctx context.Context, page, last uint64) error {
 	if !r.enter() {
 		return ErrClosed
 	}
@@ -125,11 +131,8 @@ func (r *Region) need(ctx context.Context, page uint64, rest int) error {
 	if err := r.p.begin(op); err != nil {
 		return err
 	}
-	if more := uint64(rest) >> r.shift; more > 0 && r.enter() {
-		more = min(more, r.pageCount()-page-1)
-		if more > 0 {
-			r.readAhead(pageRange{page + 1, more}, min(r.p.budget.Load()/8, maxRun>>frameShift))
-		}
+	if last > page && r.enter() {
+		r.readAhead(pageRange{page + 1, last - page}, min(r.p.budget.Load()/8, maxRun>>frameShift))
 		r.leave()
 	}
 	return op.wait(ctx)

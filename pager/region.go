@@ -38,6 +38,8 @@ type Region struct {
 	mapSize   int64 // when it was mapped
 
 	closing  atomic.Bool  // no new calls
+	released atomic.Bool  // the descriptor is not ours any more
+	lastLen  int64        // for Len from then on
 	draining atomic.Bool  // no new faults either: the last View has ended
 	active   atomic.Int64 // operations under way that are not hits
 	closeMu  sync.Mutex
@@ -78,7 +80,12 @@ func (r *Region) leave() {
 }
 
 // Len is the size in bytes.
-func (r *Region) Len() int64 { return int64(atomic.LoadUint64(&r.d.length)) }
+func (r *Region) Len() int64 {
+	if r.released.Load() {
+		return r.lastLen // the descriptor may be another region's by now
+	}
+	return int64(atomic.LoadUint64(&r.d.length))
+}
 
 // PageSize is the unit of paging in bytes.
 func (r *Region) PageSize() int { return 1 << r.shift }
@@ -131,6 +138,9 @@ func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
 	}
 	r, err := p.mapStore(s, o)
 	if err != nil {
+		if errors.Is(err, ErrBusy) {
+			return nil, err // the store is somebody else's already
+		}
 		return nil, errors.Join(err, s.Close())
 	}
 	return r, nil
@@ -307,9 +317,12 @@ func (r *Region) close() error {
 	// Raw accesses from here on are faults.
 	atomic.StoreUint32(&d.state, descClosing)
 	p.drain(func() bool { return atomic.LoadUint32(&d.users) == 0 })
+	p.dropHoldsOf(r)
 	r.evictAll()
 	p.forget(r)
 	err := errors.Join(syncErr, r.closeWrite(), r.store.Close())
+	r.lastLen = r.Len()
+	r.released.Store(true)
 	sp.release(r)
 	return err
 }

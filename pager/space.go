@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -81,12 +82,17 @@ var sp = space{fd: -1}
 
 // reserve maps n bytes of address space that cost memory only where touched.
 func reserve(n uintptr) (unsafe.Pointer, error) {
-	p, err := unix.MmapPtr(-1, 0, nil, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	p, err := unix.MmapPtr(-1, 0, nil, n, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return nil, fmt.Errorf("reserving %d bytes of address space: %w", n, err)
+		return nil, fmt.Errorf("pager: reserving %d bytes of address space: %w", n, err)
 	}
-	// After mlockall(MCL_FUTURE) the kernel would keep every page.
-	_ = unix.Munlock(unsafe.Slice((*byte)(p), n))
+	// After mlockall(MCL_FUTURE) memory that is accessible when it is mapped
+	// is populated, all of it: make it accessible when it is unlocked.
+	b := unsafe.Slice((*byte)(p), n)
+	_ = unix.Munlock(b)
+	if err := unix.Mprotect(b, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return nil, errors.Join(fmt.Errorf("pager: tables: %w", err), unix.MunmapPtr(p, n))
+	}
 	return p, nil
 }
 

@@ -45,6 +45,9 @@ type SyncOp struct {
 // [off, off+n) before the call is durable, or that has failed. It takes no
 // goroutine and no thread while it is under way.
 func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
+	if r.closing.Load() {
+		return nil, ErrClosed
+	}
 	if err := r.checkRange("sync", off, n); err != nil {
 		return nil, err
 	}

@@ -51,6 +51,7 @@ type waitOp struct {
 	ranges []pageRange // what is wanted, in pages
 	one    [1]pageRange
 	pin    bool // the pages are to be pinned
+	write  bool // … and a credit more for each, to be made dirty by the owner
 	ticket bool // frames are all it wants: the owner uses them himself
 
 	left  atomic.Int32 // pages still missing, plus one while the op is being started
@@ -158,6 +159,9 @@ func (op *waitOp) complete() {
 		pk, errno, r := op.parked, uintptr(0), op.r
 		if op.err != nil {
 			errno = r.noteFault(op.err)
+		}
+		if op.pin && op.err == nil {
+			r.p.addHold(r, op.one[0].first, pk)
 		}
 		op.free()
 		r.leave()
