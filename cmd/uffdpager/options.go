@@ -152,7 +152,7 @@ An op touches one block of 4 KiB. Ctrl-C ends the run with its report.`,
 	f.Var(&o.pageSize, "page-size", "unit of paging, a power of two from 4KiB to 2MiB")
 	f.IntVar(&o.goroutines, "goroutines", 0, "goroutines that do the work (default 1000; scan and stride 1, interleaved 64)")
 	f.StringVar(&kind, "workload", "random", "what they touch: "+workload.Names())
-	f.Float64Var(&o.writeRatio, "write-ratio", 0, "share of the ops that write, 0 to 1")
+	f.Float64Var(&o.writeRatio, "write-ratio", 0, "share of the ops that write, 0 to 1 (default 0; for mixed on a file that is made 0.1)")
 	f.BoolVar(&o.allowWrites, "allow-writes", false, "let --write-ratio change FILE")
 	f.DurationVar(&o.duration, "duration", 10*time.Second, "how long to work")
 	f.Int64Var(&o.ops, "ops", 0, "how many ops to do, instead of --duration")
@@ -210,11 +210,17 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 	if o.ops > 0 {
 		o.duration = 0
 	}
+	if o.kind == workload.Mixed && o.file == "" && !changed("write-ratio") {
+		o.writeRatio = mixedWrites
+	}
 	if !changed("verify") {
 		o.verify = o.file == ""
 	}
 	return nil
 }
+
+// mixedWrites is the share of writes in the mixed workload.
+const mixedWrites = 0.1
 
 // blocks is the number of blocks of a file, the last of which may be short.
 func blocks(size int64) int64 { return (size + stamp.Block - 1) / stamp.Block }

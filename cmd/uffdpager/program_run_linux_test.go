@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -15,16 +16,19 @@ import (
 	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/workload"
 )
 
-// small is a run that pages: the file is 16 times the budget.
+const smallOps = 6000
+
+// small is a run that pages: the file is 16 times the budget, and what is read
+// is more than 20 times the budget.
 func small(more ...string) []string {
-	return append([]string{"--size", "16MiB", "--budget", "1MiB", "--ops", "20000"}, more...)
+	return append([]string{"--size", "16MiB", "--budget", "1MiB", "--ops", itoa(smallOps)}, more...)
 }
 
 // The main job, with nothing but defaults where they matter: every byte that
 // was read is proved, and what was read was many times the budget.
 func TestRunOnFileOfItsOwn(t *testing.T) {
 	r := mustRun(t, small()...)
-	if r.Ops != 20000 || r.Verified != 20000*stamp.Block {
+	if r.Ops != smallOps || r.Verified != smallOps*stamp.Block {
 		t.Errorf("%d ops, %d bytes verified", r.Ops, r.Verified)
 	}
 	if r.Hits+r.Misses != r.Ops && r.Hits != 0 {
@@ -47,8 +51,12 @@ func TestRunOnFileOfItsOwn(t *testing.T) {
 func TestRunEveryWorkload(t *testing.T) {
 	for _, name := range strings.Split(workload.Names(), ", ") {
 		t.Run(name, func(t *testing.T) {
-			if r := mustRun(t, small("--workload", name)...); r.Workload != name || r.Verified != 20000*stamp.Block {
+			r := mustRun(t, small("--workload", name)...)
+			if r.Workload != name || r.Verified != smallOps*stamp.Block {
 				t.Errorf("%s: %d bytes verified", r.Workload, r.Verified)
+			}
+			if writes := name == "mixed"; (r.SurvivedBytes > 0) != writes {
+				t.Errorf("%s: %d bytes written", name, r.SurvivedBytes)
 			}
 		})
 	}
@@ -60,7 +68,7 @@ func TestRunEveryWayIn(t *testing.T) {
 			if way == "bytes" || way == "view" {
 				needRaw(t)
 			}
-			if r := mustRun(t, small("--access", way)...); r.Access != way || r.Verified != 20000*stamp.Block {
+			if r := mustRun(t, small("--access", way)...); r.Access != way || r.Verified != smallOps*stamp.Block {
 				t.Errorf("%s: %d bytes verified", r.Access, r.Verified)
 			}
 		})
@@ -95,7 +103,7 @@ func TestRunEveryEngineAndPolicy(t *testing.T) {
 func TestRunWithoutUserfaultfd(t *testing.T) {
 	t.Setenv("UFFDPAGER_FEATURES", "-userfaultfd")
 	r := mustRun(t, small()...)
-	if r.Access != "acquire" || len(r.Notes) == 0 || r.Verified != 20000*stamp.Block {
+	if r.Access != "acquire" || len(r.Notes) == 0 || r.Verified != smallOps*stamp.Block {
 		t.Errorf("access %s, notes %q, %d bytes verified", r.Access, r.Notes, r.Verified)
 	}
 	for _, way := range []string{"bytes", "view"} {
@@ -193,6 +201,33 @@ func TestRunOnWhatCannotBePaged(t *testing.T) {
 		if strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%s: more than one line: %q", name, stderr)
 		}
+	}
+}
+
+// Nothing of it needs privileges.
+func TestRunUnprivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root, so that every other test shows it")
+	}
+	cmd, _, stdout, stderr := program(t, append([]string{"run", "--json", "--idle", "20ms"}, small()...)...)
+	dir, err := os.MkdirTemp("", "uffdpager-nobody-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	const nobody = 65534
+	if err := errors.Join(os.Chown(dir, nobody, nobody), os.Chmod(built.dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Dir, cmd.Env = dir, append(cmd.Env, "TMPDIR="+dir, "HOME="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if status := statusOf(t, cmd.Run(), stderr); status != exitDone {
+		t.Fatalf("status %d: %s", status, stderr)
+	}
+	r := oneObject[report](t, stdout.String())
+	checkReport(t, r)
+	if r.Verified != smallOps*stamp.Block {
+		t.Errorf("%d bytes verified", r.Verified)
 	}
 }
 

@@ -118,3 +118,26 @@ func TestReadmeCommandsParse(t *testing.T) {
 		}
 	}
 }
+
+// No document points to what is not there.
+func TestDocumentsLinkToWhatExists(t *testing.T) {
+	files, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, name := range append(files, "../../README.md", "../../CHANGELOG.md") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`).FindAllSubmatch(text, -1) {
+			link := string(m[1])
+			if strings.Contains(link, "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(name), link)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
