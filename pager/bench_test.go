@@ -36,7 +36,7 @@ const (
 )
 
 // benchRegion maps size bytes of memory under a budget.
-func benchRegion(b *testing.B, size, budget int64, o pager.RegionOptions) *pager.Region {
+func benchRegion(b *testing.B, size, budget int64, o pager.RegionOptions) (*pager.Pager, *pager.Region) {
 	b.Helper()
 	p, err := pager.New(pager.Options{Budget: budget})
 	if err != nil {
@@ -50,13 +50,39 @@ func benchRegion(b *testing.B, size, budget int64, o pager.RegionOptions) *pager
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
-		s := p.Stats()
-		if b.N > 1 && s.Evictions > 0 {
-			b.ReportMetric(float64(s.Misses+s.Joined)/float64(b.N), "misses/op")
+	return p, r
+}
+
+// benchPrice reports, from the call of the function it returns back to its own,
+// the processor time of the process for each op, which a busy machine disturbs
+// far less than ns/op, and how many of the ops missed.
+func benchPrice(b *testing.B, p *pager.Pager) (report func()) {
+	missed := func() (n int64) {
+		if p != nil {
+			s := p.Stats()
+			n = s.Misses + s.Joined
 		}
-	})
-	return r
+		return n
+	}
+	misses, cpu := missed(), benchCPU()
+	b.ResetTimer()
+	return func() {
+		b.StopTimer()
+		spent := benchCPU() - cpu
+		b.ReportMetric(float64(spent)/float64(b.N), "cpu-ns/op")
+		if n := missed() - misses; n > 0 {
+			b.ReportMetric(float64(n)/float64(b.N), "misses/op")
+			b.ReportMetric(float64(spent)/float64(n), "cpu-ns/miss")
+			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "misses/s")
+		}
+	}
+}
+
+// benchCPU is the processor time of the process, in ns.
+func benchCPU() int64 {
+	var u unix.Rusage
+	unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return u.Utime.Nano() + u.Stime.Nano()
 }
 
 // benchResident is a region every page of which is resident, installed in
@@ -64,7 +90,7 @@ func benchRegion(b *testing.B, size, budget int64, o pager.RegionOptions) *pager
 // in a program that has been running for a while.
 func benchResident(b *testing.B, size int64) *pager.Region {
 	b.Helper()
-	r := benchRegion(b, size, size+size/8+(1<<20), pager.RegionOptions{ReadOnly: true})
+	_, r := benchRegion(b, size, size+size/8+(1<<20), pager.RegionOptions{ReadOnly: true})
 	var buf [8]byte
 	for _, page := range rand.New(rand.NewPCG(1, 1)).Perm(int(size / benchPage)) {
 		if _, err := r.ReadAt(buf[:], int64(page)*benchPage); err != nil {
@@ -112,15 +138,18 @@ func BenchmarkAcquireHit(b *testing.B) {
 	b.Run("generator", func(b *testing.B) { // what the loop itself costs
 		at := newOffsets(1, benchHits)
 		var sum int64
+		price := benchPrice(b, nil)
 		for b.Loop() {
 			sum += at.next()
 		}
+		price()
 		benchSink.Store(uint64(sum))
 	})
 	b.Run("one", func(b *testing.B) {
 		r := benchResident(b, benchHits)
 		at := newOffsets(1, benchHits)
 		b.ReportAllocs()
+		price := benchPrice(b, nil)
 		for b.Loop() {
 			pin, err := r.Acquire(ctx, at.next(), 64)
 			if err != nil {
@@ -128,6 +157,7 @@ func BenchmarkAcquireHit(b *testing.B) {
 			}
 			pin.Release()
 		}
+		price()
 	})
 	for _, same := range []bool{false, true} {
 		name := map[bool]string{false: "distinct", true: "same"}[same]
@@ -135,6 +165,7 @@ func BenchmarkAcquireHit(b *testing.B) {
 			onProcs(b, func(b *testing.B) {
 				r := benchResident(b, benchHits)
 				var part atomic.Int64
+				price := benchPrice(b, nil)
 				b.RunParallel(func(pb *testing.PB) {
 					// Each goroutine has pages of its own, whose words share
 					// no cache line with another's.
@@ -154,6 +185,7 @@ func BenchmarkAcquireHit(b *testing.B) {
 						pin.Release()
 					}
 				})
+				price()
 			})
 		})
 	}
@@ -168,19 +200,23 @@ func BenchmarkReadAtHit(b *testing.B) {
 			buf, at := make([]byte, n), newOffsets(1, benchHits)
 			b.SetBytes(int64(n))
 			b.ReportAllocs()
+			price := benchPrice(b, nil)
 			for b.Loop() {
 				if _, err := r.ReadAt(buf, at.next()); err != nil {
 					b.Fatal(err)
 				}
 			}
+			price()
 		})
 		b.Run(fmt.Sprintf("n=%d/copy", n), func(b *testing.B) {
 			mem := benchAnonymous(b, benchHits)
 			buf, at := make([]byte, n), newOffsets(1, benchHits)
 			b.SetBytes(int64(n))
+			price := benchPrice(b, nil)
 			for b.Loop() {
 				copy(buf, mem[at.next():])
 			}
+			price()
 		})
 	}
 }
@@ -214,17 +250,21 @@ func BenchmarkViewHit(b *testing.B) {
 		needRaw(b, r)
 		ctx := context.Background()
 		b.ReportAllocs()
+		price := benchPrice(b, nil)
 		for b.Loop() {
 			if err := r.View(ctx, touch); err != nil {
 				b.Fatal(err)
 			}
 		}
+		price()
 	})
 	b.Run("closure", func(b *testing.B) {
 		mem := benchAnonymous(b, benchHits)
+		price := benchPrice(b, nil)
 		for b.Loop() {
 			touch(mem)
 		}
+		price()
 	})
 	benchSink.Store(sum)
 }
@@ -236,10 +276,12 @@ func BenchmarkBytesHit(b *testing.B) {
 	chase := func(b *testing.B, mem []byte) {
 		at := newOffsets(1, size)
 		var last uint64
+		price := benchPrice(b, nil)
 		for b.Loop() {
 			at.state ^= last // 0: the memory holds zeros, which the processor cannot know
 			last = binary.LittleEndian.Uint64(mem[at.next():])
 		}
+		price()
 		benchSink.Store(last)
 	}
 	b.Run("Bytes", func(b *testing.B) {
@@ -283,7 +325,7 @@ func BenchmarkMiss(b *testing.B) {
 			onProcs(b, func(b *testing.B) {
 				for _, crowd := range []int{1, benchCrowd} {
 					b.Run(fmt.Sprintf("goroutines=%d", crowd*runtime.GOMAXPROCS(0)), func(b *testing.B) {
-						r := benchRegion(b, benchMisses, benchBudget, pager.RegionOptions{ReadOnly: true})
+						p, r := benchRegion(b, benchMisses, benchBudget, pager.RegionOptions{ReadOnly: true})
 						if way == "Bytes" {
 							needRaw(b, r)
 						}
@@ -291,7 +333,7 @@ func BenchmarkMiss(b *testing.B) {
 						benchFill(b, r)
 						b.ReportAllocs()
 						b.SetParallelism(crowd)
-						b.ResetTimer()
+						price := benchPrice(b, p)
 						b.RunParallel(func(pb *testing.PB) {
 							at, buf := newOffsets(benchSeed.Add(1), benchMisses), make([]byte, benchPage)
 							for pb.Next() {
@@ -301,7 +343,7 @@ func BenchmarkMiss(b *testing.B) {
 								}
 							}
 						})
-						b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
+						price()
 					})
 				}
 			})
@@ -325,11 +367,11 @@ func benchFill(b *testing.B, r *pager.Region) {
 func BenchmarkWriteAt(b *testing.B) {
 	b.Run("miss", func(b *testing.B) {
 		onProcs(b, func(b *testing.B) {
-			r := benchRegion(b, benchMisses, benchBudget, pager.RegionOptions{})
+			p, r := benchRegion(b, benchMisses, benchBudget, pager.RegionOptions{})
 			b.SetBytes(benchPage)
 			b.ReportAllocs()
 			b.SetParallelism(benchCrowd)
-			b.ResetTimer()
+			price := benchPrice(b, p)
 			b.RunParallel(func(pb *testing.PB) {
 				at, buf := newOffsets(benchSeed.Add(1), benchMisses), make([]byte, benchPage)
 				for pb.Next() {
@@ -339,11 +381,11 @@ func BenchmarkWriteAt(b *testing.B) {
 					}
 				}
 			})
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
+			price()
 		})
 	})
 	b.Run("hit", func(b *testing.B) { // dirty already
-		r := benchRegion(b, benchHits, 4*benchHits, pager.RegionOptions{Writeback: pager.Writeback{DirtyShare: 1, Age: -1}})
+		_, r := benchRegion(b, benchHits, 4*benchHits, pager.RegionOptions{Writeback: pager.Writeback{DirtyShare: 1, Age: -1}})
 		at, buf := newOffsets(1, benchHits), make([]byte, benchPage)
 		for off := int64(0); off < benchHits; off += benchPage {
 			if _, err := r.WriteAt(buf, off); err != nil {
@@ -352,19 +394,23 @@ func BenchmarkWriteAt(b *testing.B) {
 		}
 		b.SetBytes(benchPage)
 		b.ReportAllocs()
+		price := benchPrice(b, nil)
 		for b.Loop() {
 			if _, err := r.WriteAt(buf, at.next()); err != nil {
 				b.Fatal(err)
 			}
 		}
+		price()
 	})
 	b.Run("copy", func(b *testing.B) {
 		mem := benchAnonymous(b, benchHits)
 		at, buf := newOffsets(1, benchHits), make([]byte, benchPage)
 		b.SetBytes(benchPage)
+		price := benchPrice(b, nil)
 		for b.Loop() {
 			copy(mem[at.next():], buf)
 		}
+		price()
 	})
 }
 
@@ -375,11 +421,13 @@ func BenchmarkPrefetchResident(b *testing.B) {
 	r := benchResident(b, benchHits)
 	at, offs := newOffsets(1, benchHits), make([]int64, entries)
 	b.ReportAllocs()
+	price := benchPrice(b, nil)
 	for b.Loop() {
 		for i := range offs {
 			offs[i] = at.next()
 		}
 		r.Prefetch(offs, 64)
 	}
+	price()
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/entries, "ns/entry")
 }
