@@ -61,7 +61,8 @@ type actor struct {
 	step   int
 	trace  [16]string // the last operations
 	held   *heldPin
-	total  int // weights
+	late   error // of a pin that was let go in between
+	total  int   // weights
 }
 
 // heldPin is a page that stays pinned while its holder does other things.
@@ -277,6 +278,22 @@ func (a *actor) holdPin(r *region) error {
 	return nil
 }
 
+// nobodyHolds waits until no pin is held from operation to operation, and
+// keeps it so until the returned function is called: Resize and Discard wait
+// for pins, and who holds one could wait for them.
+func (a *actor) nobodyHolds() func() {
+	if a.w.pinRoom == 0 {
+		return func() {}
+	}
+	if a.held != nil {
+		if err := a.letGo(); err != nil {
+			a.late = err
+		}
+	}
+	<-a.w.hold
+	return func() { a.w.hold <- struct{}{} }
+}
+
 func (a *actor) letGo() error {
 	h := a.held
 	a.held = nil
@@ -296,8 +313,8 @@ func (a *actor) letGo() error {
 
 // finish lets go of what the actor still has.
 func (a *actor) finish() error {
-	if a.held == nil {
-		return nil
+	if a.held != nil {
+		a.late = errors.Join(a.late, a.letGo())
 	}
-	return a.letGo()
+	return a.late
 }

@@ -187,6 +187,7 @@ func (a *actor) syncEventfd(r *region) error {
 }
 
 func (a *actor) discard(r *region) error {
+	defer a.nobodyHolds()()
 	r.size.RLock()
 	defer r.size.RUnlock()
 	off, n := a.place(r, 64<<10)
@@ -199,20 +200,18 @@ func (a *actor) discard(r *region) error {
 }
 
 // resize sets another size; what comes anew is zeros. Nothing else works on
-// the region meanwhile, except pins that are held.
+// the region meanwhile.
 func (a *actor) resize(r *region) error {
 	if r.maxSize == r.regionSpec.size {
 		return errSkip
 	}
+	defer a.nobodyHolds()()
 	r.size.Lock()
 	defer r.size.Unlock()
 	size := 1 + int64(a.intn(int(r.maxSize), "size"))
 	a.note("Resize(%d) from %d", size, r.Len())
 	old := r.Bytes()
 	if err := r.Resize(context.Background(), size); err != nil {
-		if errors.Is(err, pager.ErrBusy) && size < int64(len(old)) {
-			return nil // somebody holds a page beyond
-		}
 		return err
 	}
 	if r.Len() != size {
