@@ -16,6 +16,7 @@ type instruction struct {
 	regs   uint16 // general registers that are operands, by number; 4 is SP, 5 BP
 	stack  bool   // has a memory operand relative to SP, at disp
 	bp     bool   // has a memory operand relative to BP
+	tls    bool   // has a memory operand relative to FS or GS
 	disp   int32
 }
 
@@ -112,6 +113,8 @@ func (d *decoder) run() bool {
 			d.f2 = true
 		case 0xf3:
 			d.f3 = true
+		case 0x64, 0x65:
+			d.in.tls = true
 		case 0xf0, 0x2e, 0x3e:
 		default:
 			goto opcode
@@ -363,6 +366,8 @@ func checkLeaf(c []byte) error {
 			what = "uses SP"
 		case in.regs&(1<<5) != 0 || in.bp:
 			what = "uses BP"
+		case in.tls:
+			what = "uses thread-local storage"
 		case in.stack && in.disp < 8:
 			what = "uses the stack below its arguments"
 		}
