@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -176,13 +175,16 @@ func TestManyParkAtOnceOnFewThreads(t *testing.T) {
 		return
 	}
 	mem := mini(t)
-	const n = 4000
+	n := 4000
+	if os.Getenv("UFFDPAGER_TORTURE") != "" {
+		n = 100_000
+	}
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			o := i * miniPage
+			o := i % miniPages * miniPage
 			if i%3 == 0 {
 				if b := bytes.Clone(mem[o : o+miniPage]); !bytes.Equal(b, want(o, miniPage)) {
 					t.Errorf("page %d", i)
@@ -196,7 +198,12 @@ func TestManyParkAtOnceOnFewThreads(t *testing.T) {
 	for len(ps) < n {
 		ps = NextParked(ps)
 	}
+	var ms runtime.MemStats
+	start := time.Now()
 	runtime.GC()
+	collected := time.Since(start)
+	runtime.ReadMemStats(&ms)
+	t.Logf("%d parked: a collection takes %v, stacks %d bytes each", n, collected, ms.StackInuse/uint64(n))
 	tasks, _ := os.ReadDir("/proc/self/task")
 	if len(tasks) > 20 {
 		t.Errorf("%d threads for %d parked goroutines", len(tasks), n)
@@ -209,7 +216,7 @@ func TestManyParkAtOnceOnFewThreads(t *testing.T) {
 		p.Resume(miniLoad(p.Fault))
 	}
 	wg.Wait()
-	if s := ReadStats(); s.Parked < n || s.Blocked != 0 {
+	if s := ReadStats(); s.Parked < uint64(n) || s.Blocked != 0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -433,9 +440,6 @@ func TestBlockedFaultsAreNamed(t *testing.T) {
 		return
 	}
 	mem := miniPark(t, 0)
-	for i := range failures {
-		_ = i
-	}
 	for i := range 10 {
 		if _, err := everyday(mem, i*everydayPages); err != nil {
 			t.Fatal(err)
@@ -453,29 +457,4 @@ func TestBlockedFaultsAreNamed(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	t.Log(fmt.Sprint(s))
-}
-
-func BenchmarkParkedFault(b *testing.B) {
-	if os.Getenv("UFFDPAGER_TEST_MODE") != "in-place" {
-		b.Skip("needs " + inPlace)
-	}
-	mem := miniPark(b, 0)
-	for _, leaf := range []bool{false, true} {
-		b.Run(map[bool]string{false: "load", true: "copy"}[leaf], func(b *testing.B) {
-			var dst [256]byte
-			for i := 0; b.Loop(); i++ {
-				if i%miniPages == 0 {
-					b.StopTimer()
-					miniReset(0, miniPages)
-					b.StartTimer()
-				}
-				if o := i % miniPages * miniPage; leaf {
-					copy(dst[:], mem[o:o+256])
-				} else {
-					touch(mem, o)
-				}
-			}
-		})
-	}
-	_ = atomic.LoadUint32
 }

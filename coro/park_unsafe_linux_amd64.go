@@ -57,8 +57,9 @@ const (
 	xMagic1   = 0x46505853
 	xMask     = 0xe7 // x87, SSE, AVX, opmask, ZMM_Hi256, Hi16_ZMM
 	xMask512  = 0xe0
-	goXRegs   = 2112 // sizeof(runtime.xRegState), which the collector scans since Go 1.27
-	xmmOffset = 160  // XMM0-15 in the FXSAVE part
+	xKnown    = xMask | 0x218 // and what belongs to the thread, or to nobody: protection keys, MPX
+	goXRegs   = 2112          // sizeof(runtime.xRegState), which the collector scans since Go 1.27
+	xmmOffset = 160           // XMM0-15 in the FXSAVE part
 )
 
 var _ = [1]struct{}{}[unsafe.Sizeof(parkSlot{})-slotHeader]
@@ -139,6 +140,9 @@ func park(f *Fault, a *arena, ctx *sigContext) Reason {
 	}
 	x := ctx.fpstate
 	if x == 0 || *(*uint32)(bare.Ptr(x + xSW)) != xMagic1 || *(*uint32)(bare.Ptr(x + xSW + 16)) < xAVXEnd {
+		return OddState
+	}
+	if *word(x + xLegacy)&^xKnown != 0 { // AMX tiles, or what comes after
 		return OddState
 	}
 	class := uint8(0)

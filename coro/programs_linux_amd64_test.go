@@ -44,12 +44,15 @@ func TestFaultsInC(t *testing.T) {
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("there is no gcc: ", err)
 	}
-	for _, c := range []struct{ env, flag string }{
+	for i, c := range []struct{ env, flag string }{
 		{"UFFDPAGER_PARK=", "-v"},
 		{"UFFDPAGER_PARK=block", "-buildmode=pie"},
 		{"UFFDPAGER_PARK=", "-race"},
 		{"UFFDPAGER_PARK=", "-tags=uffdpager_nointernals"},
 	} {
+		if i > 0 && os.Getenv("UFFDPAGER_TORTURE") == "" {
+			break
+		}
 		out, err := program(t, "cgofault", []string{"CGO_ENABLED=1", c.env}, c.flag)
 		if bytes.HasPrefix(out, []byte("SKIP")) {
 			t.Skipf("%s", out)

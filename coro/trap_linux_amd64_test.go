@@ -476,31 +476,76 @@ func TestServerThreadIsNoBurden(t *testing.T) {
 	wg.Wait()
 }
 
-// What one fault costs without I/O when the thread blocks: by way of a fault
-// server, inline, and resolved by Decide.
+// What one fault costs without I/O (filling a page and UFFDIO_COPY included):
+// parked in place, the thread blocked for a fault server, served inline,
+// resolved by Decide, and as a panic that is recovered. Compare within a run.
 func BenchmarkFault(b *testing.B) {
-	if miniParkMode() != Block {
-		b.Skip("measures blocking")
-	}
 	mem := mini(b)
+	active, _ := ParkStatus()
 	a := &arenas[nArenas-1]
+	for i := range arenas[:nArenas] {
+		if arenas[i].lo == miniLo {
+			a = &arenas[i]
+		}
+	}
+	was := *a
+	defer func() { *a = was }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			ps := NextParked(nil)
+			if len(ps) == 0 {
+				return
+			}
+			for _, p := range ps {
+				p.Resume(miniFill(&p.Fault))
+			}
+		}
+	}()
+	defer func() { WakeParked(); <-done }()
 	for _, c := range []struct {
 		name    string
+		mode    Mode
 		verdict Verdict
 		inline  bool
-	}{{"server", Wait, false}, {"inline", Wait, true}, {"decide", Retry, false}} {
-		b.Run(c.name, func(b *testing.B) {
-			bare.Store32(&miniMode, uint32(c.verdict))
-			a.inline = c.inline
-			for i := 0; b.Loop(); i++ {
-				if i%miniPages == 0 {
-					b.StopTimer()
-					miniReset(0, miniPages)
-					b.StartTimer()
+	}{
+		{"parked", InPlace, Wait, false},
+		{"server", Block, Wait, false},
+		{"inline", Block, Wait, true},
+		{"decide", Block, Retry, false},
+		{"panic", Restart, Wait, false},
+	} {
+		for _, access := range []string{"load", "copy"} {
+			b.Run(c.name+"/"+access, func(b *testing.B) {
+				if c.mode == InPlace && !active {
+					b.Skip("parking in place is off")
 				}
-				touch(mem, i%miniPages*miniPage)
-			}
-		})
+				bare.Store32(&miniMode, uint32(c.verdict))
+				a.inline, a.mode = c.inline, c.mode
+				var dst [256]byte
+				for i := 0; b.Loop(); i++ {
+					if i%miniPages == 0 {
+						b.StopTimer()
+						miniReset(0, miniPages)
+						b.StartTimer()
+					}
+					o := i % miniPages * miniPage
+					run := func() {
+						if access == "load" {
+							touch(mem, o)
+						} else {
+							copy(dst[:], mem[o:o+256])
+						}
+					}
+					if c.mode != Restart {
+						run()
+					} else if addr, faulted := faultAddr(run); faulted {
+						miniFill(&Fault{Addr: addr})
+						run()
+					}
+				}
+			})
+		}
 	}
-	a.inline = false
 }

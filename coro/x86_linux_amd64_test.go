@@ -30,6 +30,10 @@ func TestInstructionLengthsAgreeWithObjdump(t *testing.T) {
 	}
 	var known, unknown, wrong int
 	line := regexp.MustCompile(`^\s*([0-9a-f]+):\t((?:[0-9a-f]{2} )+)\s*(.*)$`)
+	sp := regexp.MustCompile(`%([er]?sp|spl)\b`)
+	bp := regexp.MustCompile(`%([er]?bp|bpl)\b`)
+	memory := regexp.MustCompile(`\([^)]*\)`)
+	all := os.Getenv("UFFDPAGER_TORTURE") != ""
 	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
 		m := line.FindStringSubmatch(s.Text())
 		if m == nil || strings.Contains(m[3], "(bad)") {
@@ -55,11 +59,11 @@ func TestInstructionLengthsAgreeWithObjdump(t *testing.T) {
 			if i := strings.IndexAny(text, "#<"); i >= 0 {
 				text = text[:i]
 			}
-			names := regexp.MustCompile(`%([er]?sp|spl)\b`).MatchString(regexp.MustCompile(`\([^)]*\)`).ReplaceAllString(text, ""))
+			names := sp.MatchString(memory.ReplaceAllString(text, ""))
 			if names && in.regs&(1<<4) == 0 && in.flow != flowStack {
 				t.Errorf("%s: SP not seen", s.Text())
 			}
-			names = regexp.MustCompile(`%([er]?bp|bpl)\b`).MatchString(text)
+			names = bp.MatchString(text)
 			if names && in.regs&(1<<5) == 0 && !in.bp && in.flow != flowStack {
 				t.Errorf("%s: BP not seen", s.Text())
 			}
@@ -67,7 +71,7 @@ func TestInstructionLengthsAgreeWithObjdump(t *testing.T) {
 				t.Errorf("%s: stack operand %v", s.Text(), in.stack)
 			}
 		}
-		if t.Failed() && known > 100000 {
+		if known > 100000 && !all {
 			break
 		}
 	}
