@@ -78,7 +78,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(runCommand(stdout, stderr), doctorCommand(stdout))
+	root.AddCommand(runCommand(stdout, stderr), doctorCommand(stdout), compareCommand(stdout, stderr), compareRowCommand(os.Stdin, stdout))
 
 	err := root.ExecuteContext(ctx)
 	if err == nil {
