@@ -35,21 +35,7 @@ func (g callGraph) add(name string, entry, end uintptr) {
 	if g[name] == nil {
 		g[name] = map[string]bool{}
 	}
-	c := code(entry, int(end-entry))
-	for at := 0; at < len(c); {
-		in, err := decode(c, at)
-		if err != nil {
-			g[name]["?"] = true
-			return
-		}
-		if in.flow == flowCall && in.target != 0 {
-			t := entry + uintptr(in.target)
-			if f := runtime.FuncForPC(t); f != nil && f.Entry() == t {
-				g[name][f.Name()] = true
-			}
-		}
-		at += in.len
-	}
+	maps.Copy(g[name], callees(entry, end))
 }
 
 func (g callGraph) fingerprint() uint64 {

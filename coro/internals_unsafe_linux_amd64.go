@@ -125,12 +125,6 @@ func symbols(visit func(name string, entry, end uintptr)) {
 	}
 }
 
-func code(pc uintptr, n int) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(word(pc))), n)
-}
-
-func rel32(b []byte) int32 { return int32(b[0]) | int32(b[1])<<8 | int32(b[2])<<16 | int32(b[3])<<24 }
-
 // resolve finds and checks what the table above says is checked.
 func resolve() error {
 	rel, err := releaseOf(runtime.Version())

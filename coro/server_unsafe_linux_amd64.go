@@ -176,6 +176,9 @@ func cloneServer(flags, stack, tls uintptr) (tid, errno uintptr)
 // affinity, priority and credentials of the calling thread and live as long as
 // the process. See clone(2).
 func StartServers(n int) error {
+	if err := Install(); err != nil {
+		return err
+	}
 	serverMu.Lock()
 	defer serverMu.Unlock()
 	for nServers < min(n, maxServers) {

@@ -2,7 +2,8 @@ package coro
 
 import (
 	"fmt"
-	"runtime"
+	"reflect"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -75,11 +76,19 @@ func Install() error {
 	if installed {
 		return nil
 	}
+	// With -race and -cover together (of this package) the compiler counts by
+	// calling into the race detector, which the handler cannot survive.
+	entry := reflect.ValueOf(onFault).Pointer()
+	for name := range callees(entry, funcEnd(entry)) {
+		if strings.HasPrefix(name, "sync/atomic.") {
+			return fmt.Errorf("coro: built with -race and -cover: %w", ErrNotSupported)
+		}
+	}
 	fast, slow, done := copyPCs()
 	fastLo, fastHi = fast, funcEnd(fast)
 	slowLo, slowHi = slow, funcEnd(slow)
 	donePC = done
-	entry, restorer := trapPCs()
+	trap, restorer := trapPCs()
 	var old sigaction
 	if _, errno := bare.Syscall(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGBUS), 0, uintptr(unsafe.Pointer(&old)), 8, 0, 0); errno != 0 {
 		return fmt.Errorf("coro: rt_sigaction: %w", syscall.Errno(errno))
@@ -88,22 +97,12 @@ func Install() error {
 	// All signals stay blocked in the handler: a preemption or profiling
 	// signal would run Go's handler on top of ours, on the same stack, with a
 	// context in which nothing can be done.
-	act := sigaction{entry, saSiginfo | saOnstack | saRestorer, restorer, ^uintptr(0)}
+	act := sigaction{trap, saSiginfo | saOnstack | saRestorer, restorer, ^uintptr(0)}
 	if _, errno := bare.Syscall(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGBUS), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0); errno != 0 {
 		return fmt.Errorf("coro: rt_sigaction: %w", syscall.Errno(errno))
 	}
 	installed = true
 	return nil
-}
-
-// funcEnd is the end of the function at entry, padding included. The linker
-// may lay functions out in any order, so the end is asked for, not assumed.
-func funcEnd(entry uintptr) uintptr {
-	end := entry
-	for f := runtime.FuncForPC(end); f != nil && f.Entry() == entry; f = runtime.FuncForPC(end) {
-		end++
-	}
-	return end
 }
 
 // onFault judges one SIGBUS in signal context. Its result is 0 if the signal

@@ -1,5 +1,3 @@
-//go:build !uffdpager_nointernals
-
 package coro
 
 import "fmt"
