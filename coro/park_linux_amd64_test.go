@@ -4,6 +4,7 @@ package coro
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -60,7 +61,16 @@ func miniLoad(f Fault) uintptr {
 
 const inPlace = "UFFDPAGER_TEST_MODE=in-place"
 
+// needTrap skips the test in a build that has no trap.
+func needTrap(t *testing.T) {
+	t.Helper()
+	if err := Install(); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+}
+
 func TestParkingIsActiveHere(t *testing.T) {
+	needTrap(t)
 	if _, err := releaseOf(runtime.Version()); err != nil {
 		t.Skip(err)
 	}
@@ -240,9 +250,7 @@ func TestResumeTwicePanics(t *testing.T) {
 }
 
 func TestWakeParkedEndsTheWait(t *testing.T) {
-	if err := Install(); err != nil {
-		t.Skip(err)
-	}
+	needTrap(t)
 	for range 100 {
 		done := make(chan int)
 		go func() { done <- len(NextParked(nil)) }()
@@ -401,6 +409,7 @@ func TestRestartDeliversEveryWait(t *testing.T) {
 }
 
 func TestParkingCanBeSwitchedOff(t *testing.T) {
+	needTrap(t)
 	for _, c := range []struct{ env, why string }{
 		{"UFFDPAGER_PARK=block", "UFFDPAGER_PARK=block"},
 		{"UFFDPAGER_PARK=nonsense", "unknown park mode"},
