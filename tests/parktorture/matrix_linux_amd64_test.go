@@ -62,6 +62,7 @@ func matrix() (cells []cell) {
 	return append(cells,
 		cell{name: "simd", env: "GOEXPERIMENT=simd", run: "-must-park"},
 		cell{name: "jsonv2", env: "GOEXPERIMENT=jsonv2", run: "-must-park"},
+		cell{name: "go1.25.0, jsonv2", env: "GOTOOLCHAIN=go1.25.0 GOEXPERIMENT=jsonv2", run: "-must-park"},
 		cell{name: "go1.27.0, simd", env: "GOTOOLCHAIN=go1.27.0 GOEXPERIMENT=simd", run: "-must-park"},
 		// Where parking is off everything must work by blocking.
 		cell{name: "asyncpreemptoff", env: "GODEBUG=asyncpreemptoff=1"},
