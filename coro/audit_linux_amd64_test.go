@@ -121,6 +121,12 @@ func TestRefusedAsLeaf(t *testing.T) {
 	if err := AllowLeaf((func())(nil)); err == nil {
 		t.Error("AllowLeaf(nil) was accepted")
 	}
+	if err := AllowLeaf("no/such.function"); err == nil {
+		t.Error("AllowLeaf of a name that is not there was accepted")
+	}
+	if err := AllowLeaf("strings.ToUpper"); err == nil {
+		t.Error("AllowLeaf of a Go function by name was accepted")
+	}
 	if err := AllowLeaf(strings.ToUpper); err == nil {
 		t.Error("AllowLeaf of a Go function with a frame was accepted")
 	}
@@ -133,8 +139,8 @@ func TestAllowedLeafParks(t *testing.T) {
 	}
 	mem := miniPark(t, 0)
 	before := nLeaves
-	for range 2 {
-		if err := AllowLeaf(bare.Copy); err != nil {
+	for _, fn := range []any{bare.Copy, bare.Copy, "github.com/uffdpager/uffdpager/coro/bare.Copy"} {
+		if err := AllowLeaf(fn); err != nil {
 			t.Fatal(err)
 		}
 	}

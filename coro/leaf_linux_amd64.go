@@ -81,11 +81,15 @@ func addLeaf(lo, hi uintptr) error {
 }
 
 // AllowLeaf lets goroutines be parked inside fn, an assembly function of the
-// program's own: a distance kernel, a checksum. fn must be a leaf without a
-// frame (NOSPLIT, $0): it calls nothing, pushes nothing, changes neither SP
-// nor BP, keeps nothing below SP; that is checked in its machine code, and an
-// error says which instruction is in the way. What cannot be checked is on
-// the caller:
+// program or of a library that it uses: a distance kernel, a checksum. fn is
+// the function itself or, if it is not exported, a string with its full name
+// as in Stats.BlockedBy ("example.com/vector/internal/asm.Dot"), which takes a
+// walk over the program's symbols.
+//
+// The function must be a leaf without a frame (NOSPLIT, $0): it calls nothing,
+// pushes nothing, changes neither SP nor BP, keeps nothing below SP; that is
+// checked in its machine code, and an error says which instruction is in the
+// way. What cannot be checked is on the caller:
 //   - at every instruction that touches memory, each heap object that is still
 //     needed has a pointer into it in a general register, or in memory that
 //     the collector knows (the caller's variables, if they are used after the
@@ -97,6 +101,9 @@ func addLeaf(lo, hi uintptr) error {
 // It must be called before the first fault in fn; calling it twice is
 // harmless.
 func AllowLeaf(fn any) error {
+	if name, ok := fn.(string); ok {
+		return allowNamed(name)
+	}
 	v := reflect.ValueOf(fn)
 	if v.Kind() != reflect.Func || v.IsNil() {
 		return errors.New("coro: AllowLeaf: not a function")
@@ -113,6 +120,21 @@ func AllowLeaf(fn any) error {
 	}
 	if err := addLeaf(lo, funcEnd(lo)); err != nil {
 		return fmt.Errorf("coro: AllowLeaf: %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// allowNamed allows what has the name and is a leaf; a wrapper has the same
+// name and is none.
+func allowNamed(name string) error {
+	err := errors.New("no such function")
+	symbols(func(n string, entry, end uintptr) {
+		if n == name && err != nil {
+			err = addLeaf(entry, end)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("coro: AllowLeaf: %s: %w", name, err)
 	}
 	return nil
 }

@@ -64,3 +64,32 @@ func TestFaultsInC(t *testing.T) {
 		}
 	}
 }
+
+// A third party's kernel blocks its thread until it is allowed as a leaf.
+func TestThirdPartyKernel(t *testing.T) {
+	if active, why := ParkStatus(); !active {
+		t.Skip(why)
+	}
+	bin := filepath.Join(t.TempDir(), "vectorkernel")
+	build := exec.Command("go", "build", "-o", bin, ".")
+	build.Dir = filepath.Join("testdata", "vectorkernel")
+	build.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off")
+	if out, err := build.CombinedOutput(); err != nil {
+		if bytes.Contains(out, []byte("proxy")) || bytes.Contains(out, []byte("dial tcp")) || bytes.Contains(out, []byte("module lookup disabled")) {
+			t.Skipf("the kernel's module cannot be downloaded: %s", out)
+		}
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	for _, args := range [][]string{nil, {"allow"}} {
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, bin, args...).CombinedOutput()
+		if bytes.HasPrefix(out, []byte("SKIP")) {
+			t.Skipf("%s", out)
+		}
+		if err != nil || bytes.Contains(out, []byte("blocked 0")) != (args != nil) {
+			t.Errorf("%v: %v\n%s", args, err, out)
+		}
+		t.Logf("%v: %s", args, out)
+	}
+}
