@@ -2,6 +2,7 @@
 // can do for it.
 //
 //	uffdpager run [FILE]    page a file that is larger than the budget, and report
+//	uffdpager compare       the same reads through mmap, pread and others as well
 //	uffdpager doctor        what works here, what will be used, what will hurt
 //
 // Standard output is for reports; with --json it holds exactly one JSON object.
@@ -70,7 +71,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cmd.SetOut(stderr)
 			cmd.Help()
-			return usagef("give a command: run or doctor")
+			return usagef("give a command: run, compare or doctor")
 		},
 	}
 	root.CompletionOptions.DisableDefaultCmd = true

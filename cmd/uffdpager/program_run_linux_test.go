@@ -79,7 +79,7 @@ func TestRunEveryEngineAndPolicy(t *testing.T) {
 	for _, flags := range []string{
 		"--engine aio", "--engine io_uring", "--engine threads", "--evict fifo", "--evict s3fifo",
 		"--prefetch none", "--prefetch readahead --workload scan", "--prefetch stride --workload stride",
-		"--park block", "--park restart", "--page-size 64KiB", "--page-size 2MiB --budget 8MiB --size 64MiB --goroutines 20 --ops 200", "--budget 16KiB --goroutines 24",
+		"--park block --ops 500", "--park restart --ops 2000", "--page-size 64KiB", "--page-size 2MiB --budget 8MiB --size 64MiB --goroutines 20 --ops 200", "--budget 16KiB --goroutines 24",
 	} {
 		t.Run(flags, func(t *testing.T) {
 			if strings.Contains(flags, "io_uring") {
@@ -116,7 +116,7 @@ func TestRunWithoutUserfaultfd(t *testing.T) {
 
 // A FILE is read, compared with an ordinary read, and left as it was.
 func TestRunOnAnyFile(t *testing.T) {
-	for _, size := range []int{1, 511, 4096, 4097, 1<<20 + 123, 8 << 20} {
+	for _, size := range []int{1, 4097, 1<<20 + 123} {
 		content := make([]byte, size)
 		rand.NewChaCha8([32]byte{byte(size)}).Read(content)
 		name := filepath.Join(t.TempDir(), "file")
