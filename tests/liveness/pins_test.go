@@ -181,7 +181,7 @@ func TestWaitersHoldNothing(t *testing.T) {
 }
 
 // TestReadsProgressWhileAllIsDirty: all that can be dirty is dirty, and the
-// device takes its time to write.
+// device writes nothing. What needs no pin goes on.
 func TestReadsProgressWhileAllIsDirty(t *testing.T) {
 	fixture.NeedWrite(t)
 	if child.Isolate(t, child.Options{Procs: 2}) {
@@ -189,8 +189,9 @@ func TestReadsProgressWhileAllIsDirty(t *testing.T) {
 	}
 	const budget, pages = 64, 400
 	p := fixture.Pager(t, pager.Options{Budget: budget * page})
-	s := store.NewFaulty(fixture.Memory(t, pages*page, 1), store.FaultyOptions{})
+	s := store.NewFaulty(fixture.Memory(t, pages*page, 1), store.FaultyOptions{Kernel: true})
 	r := fixture.Map(t, p, s, quiet)
+	fixture.NeedRaw(t, r)
 	s.Hold(store.OnWrite)
 	t.Cleanup(s.Release)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -208,8 +209,11 @@ func TestReadsProgressWhileAllIsDirty(t *testing.T) {
 	}()
 	fixture.Eventually(t, "writes wait at the device", func() bool { return s.Counts().Held > 0 })
 	for i := int64(200); i < pages; i++ {
-		if err := explicit[i%3].read(ctx, r, i*page); err != nil {
-			t.Fatal(err)
+		if err := explicit[2].read(ctx, r, i*page); err != nil {
+			t.Fatalf("ReadAt: %v", err)
+		}
+		if err := raw[i%2].read(ctx, r, (i+37)%200*page+200*page); err != nil {
+			t.Fatalf("%s: %v", raw[i%2].name, err)
 		}
 	}
 	select {
