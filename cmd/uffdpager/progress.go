@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/term"
 )
@@ -17,7 +18,11 @@ type progress struct {
 	w     io.Writer
 	width func() int // columns; nil: no terminal
 	shown int        // columns in use
+	last  time.Time  // of sometimes
 }
+
+// unhurried is how long a line of sometimes stays at least.
+const unhurried = 100 * time.Millisecond
 
 func newProgress(w io.Writer) *progress {
 	p := &progress{w: w}
@@ -47,6 +52,24 @@ func (p *progress) show(format string, args ...any) {
 	line = line[:min(len(line), max(p.width()-1, 0))]
 	fmt.Fprintf(p.w, "\r%s%s", string(line), strings.Repeat(" ", max(p.shown-len(line), 0)))
 	p.shown = len(line)
+}
+
+// sometimes is show for what changes faster than anyone reads: most calls do
+// nothing.
+func (p *progress) sometimes(format string, args ...any) {
+	if !p.live() {
+		return
+	}
+	p.mu.Lock()
+	now := time.Now()
+	due := now.Sub(p.last) >= unhurried
+	if due {
+		p.last = now
+	}
+	p.mu.Unlock()
+	if due {
+		p.show(format, args...)
+	}
 }
 
 // clear takes the line away, so that something else can be written.

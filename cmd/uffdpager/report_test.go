@@ -101,6 +101,12 @@ func TestProgressLine(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	b.Reset()
+	p.sometimes("one")
+	p.sometimes("two") // too soon to be read
+	if got := b.String(); got != "\rone" {
+		t.Errorf("%q, want one line", got)
+	}
+	b.Reset()
 	if p := newProgress(&b); p.live() {
 		t.Error("a buffer is no terminal")
 	} else if p.show("x"); b.Len() > 0 {

@@ -137,7 +137,7 @@ func (j *job) open(ctx context.Context) (file *os.File, st store.Store, kind pro
 	if o.file == "" {
 		began := time.Now()
 		file, err = makeFile(ctx, o.dir, int64(o.size), o.keep, func(done int64) {
-			j.show.show("making a data file: %s of %s", humanBytes(done), humanBytes(int64(o.size)))
+			j.show.sometimes("making a data file: %s of %s", humanBytes(done), humanBytes(int64(o.size)))
 		})
 		if err != nil {
 			return nil, nil, 0, err
@@ -333,10 +333,14 @@ func (j *job) watch(c *crew, p *pager.Pager, before pager.Stats) (stop func() ga
 // line shows how the work goes.
 func (j *job) line(c *crew, last, now pager.Stats, during, since time.Duration) {
 	t := c.total()
-	j.show.show("%4.1f s  %s misses/s  hit ratio %4.1f %%  resident %s of %s  parked %s  errors %d",
+	// It fits 80 columns.
+	s := fmt.Sprintf("%4.1f s  %s misses/s  hit ratio %.1f%%  resident %s  parked %s",
 		since.Seconds(), count(int64(perSecond(missesOf(now)-missesOf(last), during))),
-		100*share(max(t.ops-t.errors-missesOf(now), 0), t.ops), humanBytes(now.Resident), humanBytes(now.Budget),
-		count(c.parked()), t.errors)
+		100*share(max(t.ops-t.errors-missesOf(now), 0), t.ops), ofBytes(now.Resident, now.Budget), count(c.parked()))
+	if t.errors > 0 {
+		s += fmt.Sprintf("  errors %d", t.errors)
+	}
+	j.show.show("%s", s)
 }
 
 // settle makes what was written durable and reads it back past the pager.

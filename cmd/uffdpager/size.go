@@ -84,6 +84,16 @@ func humanBytes(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
+// ofBytes writes a part and its whole in the unit of the whole: 3.5/64.0 MiB.
+func ofBytes(part, whole int64) string {
+	for _, u := range sizeUnits {
+		if whole >= u.bytes {
+			return significant(float64(part)/float64(u.bytes)) + "/" + significant(float64(whole)/float64(u.bytes)) + " " + u.name
+		}
+	}
+	return fmt.Sprintf("%d/%d B", part, whole)
+}
+
 func significant(f float64) string {
 	switch {
 	case f >= 99.95:

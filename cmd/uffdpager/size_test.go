@@ -40,6 +40,9 @@ func TestNumbersForReading(t *testing.T) {
 			t.Errorf("%d bytes: %q, want %q", n, got, want)
 		}
 	}
+	if got := ofBytes(7<<19, 64<<20); got != "3.50/64.0 MiB" {
+		t.Errorf("3.5 of 64 MiB: %q", got)
+	}
 	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", 1234567: "1,234,567", -1234: "-1,234", -123: "-123"} {
 		if got := count(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
