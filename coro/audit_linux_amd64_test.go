@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -171,9 +173,9 @@ func TestLeavesKeepAPointerIntoTheirOperand(t *testing.T) {
 	}
 	debug.SetGCPercent(-1)
 	mem := mini(t)
-	var opLo, opHi uintptr
-	var faults, bad int
-	where := map[string]int{}
+	var opLo, opHi atomic.Uintptr
+	var faults, bad atomic.Int64
+	var where sync.Map
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -184,12 +186,12 @@ func TestLeavesKeepAPointerIntoTheirOperand(t *testing.T) {
 			}
 			for _, p := range ps {
 				s := (*parkSlot)(bare.Ptr(p.slot))
-				if s.leaf != 0 && opHi != 0 {
-					faults++
-					if !registerInto(s, opLo, opHi) {
-						bad++
+				if hi := opHi.Load(); s.leaf != 0 && hi != 0 {
+					faults.Add(1)
+					if !registerInto(s, opLo.Load(), hi) {
+						bad.Add(1)
 						f := runtime.FuncForPC(p.PC)
-						where[fmt.Sprintf("%s+%#x", f.Name(), p.PC-f.Entry())]++
+						where.Store(fmt.Sprintf("%s+%#x", f.Name(), p.PC-f.Entry()), true)
 					}
 				}
 				p.Resume(miniLoad(p.Fault))
@@ -213,7 +215,8 @@ func TestLeavesKeepAPointerIntoTheirOperand(t *testing.T) {
 		{"compare, swapped", func(h, r []byte) { bytes.Compare(r, h) }},
 		{"index", func(h, r []byte) { bytes.Index(r, h[:min(60, len(h))]) }},
 	} {
-		faults, bad = 0, 0
+		faults.Store(0)
+		bad.Store(0)
 		for _, n := range sizes {
 			for _, d := range []int{1, 7, 15, 16, 33, 63, 64, 128, 200, 257, 1000, 2049} {
 				if d > n {
@@ -222,17 +225,18 @@ func TestLeavesKeepAPointerIntoTheirOperand(t *testing.T) {
 				h := append(make([]byte, 0, n), want(16*miniPage-d, n)...)
 				o := 16*miniPage - d
 				miniReset(15, 6)
-				opLo = uintptr(unsafe.Pointer(&h[0]))
-				opHi = opLo + uintptr(n)
+				opLo.Store(uintptr(unsafe.Pointer(&h[0])))
+				opHi.Store(opLo.Load() + uintptr(n))
 				c.run(h, mem[o:o+n])
-				opHi = 0
+				opHi.Store(0)
 				runtime.KeepAlive(h)
 			}
 		}
-		if bad != 0 || faults < 100 {
-			t.Errorf("%s: %d of %d faults without a register in the heap operand: %v", c.name, bad, faults, where)
+		if bad.Load() != 0 || faults.Load() < 100 {
+			t.Errorf("%s: %d of %d faults without a register in the heap operand", c.name, bad.Load(), faults.Load())
+			where.Range(func(k, _ any) bool { t.Log(k); return true })
 		}
-		t.Logf("%s: %d faults", c.name, faults)
+		t.Logf("%s: %d faults", c.name, faults.Load())
 	}
 	WakeParked()
 	<-stopped
@@ -241,6 +245,8 @@ func TestLeavesKeepAPointerIntoTheirOperand(t *testing.T) {
 // registerInto looks at the general registers of a parked goroutine, which lie
 // on its stack behind waitForPage's frame: that has the slot's address at 48,
 // and a PC in asyncPreempt above it at 72.
+//
+//go:norace
 func registerInto(s *parkSlot, lo, hi uintptr) bool {
 	g := s.fault.G
 	for a := *word(g); a < *word(g + 8)-256; a += 8 {
