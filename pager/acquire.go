@@ -159,39 +159,45 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 	if n == 0 {
 		return Pin{}, nil
 	}
-	pin := Pin{r, off, n, write}
-	pr := r.pageRange(off, n)
+	if err := r.acquirePages(ctx, r.pageRange(off, n), write); err != nil {
+		return Pin{}, err
+	}
+	return Pin{r, off, n, write}, nil
+}
+
+// acquirePages pins a range of pages.
+func (r *Region) acquirePages(ctx context.Context, pr pageRange, write bool) error {
 	if r.pinHits(pr) {
 		if !write || r.tryWritable(pr) {
 			if r.closing.Load() {
-				pin.Release()
-				return Pin{}, ErrClosed
+				r.unpin(pr, write)
+				return ErrClosed
 			}
-			return pin, nil
+			return nil
 		}
 		r.unpin(pr, false)
 	}
 	if !r.enter() {
-		return Pin{}, ErrClosed
+		return ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		r.leave()
-		return Pin{}, err
+		return err
 	}
 	op := newOp(r)
 	op.pin, op.write = true, write
 	op.one[0] = pr
 	op.ranges = op.one[:]
 	if err := r.p.begin(op); err != nil {
-		return Pin{}, err
+		return err
 	}
 	if err := op.wait(ctx); err != nil {
-		return Pin{}, err
+		return err
 	}
 	if write {
 		r.makeWritable(pr)
 	}
-	return pin, nil
+	return nil
 }
 
 // AcquireV acquires all ranges or none, with one submission of reads, and puts
@@ -278,13 +284,14 @@ func (p *Pager) begin(op *waitOp) error {
 	r := op.r
 	op.need = int64(op.pages()) * r.fpp
 	if op.credits() > p.pinnable.Load() || op.need > p.budget.Load() || r.maxFrames > 0 && op.need > r.maxFrames {
-		err := fmt.Errorf("%w: %d bytes are wanted at once, at most %d can be", ErrBudget, op.need<<frameShift, p.pinnable.Load()<<frameShift)
+		err := p.tooMuch(op)
 		op.free()
 		r.leave()
 		return err
 	}
 	op.left.Store(1)
-	if p.waiting.Load() == 0 && p.reserveFor(op) {
+	if p.lineLen[op.line()].Load() == 0 && p.reserveFor(op) == roomMade {
+		op.saved = 0
 		p.start(op)
 	} else {
 		p.enqueue(op)
@@ -303,6 +310,7 @@ func (p *Pager) start(op *waitOp) {
 	frames, creds := op.need, op.credits()
 	if op.write {
 		creds -= op.need // those are the owner's
+		op.paid = true
 	}
 	first := op.ranges[0].first
 	b := newBatch()
@@ -318,7 +326,7 @@ func (p *Pager) start(op *waitOp) {
 		}
 	}
 	if creds > 0 {
-		p.credits.give(first, creds, p.waiting.Load() != 0)
+		p.credits.give(first, creds, p.lineLen[lineCredits].Load() != 0)
 	}
 	if frames > 0 {
 		p.w.giveFrames(frames)
@@ -393,18 +401,22 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 			relaxGo(turn)
 
 		default: // Missing
-			pw, gen, ok := d.claim(page, extra)
-			if pw == nil {
-				op.fail(fmt.Errorf("%w: the page table is full", ErrBudget))
-				return 0, 0
-			}
-			if !ok {
+			pw, gen, got := d.claim(page, extra)
+			if got == claimTaken {
 				continue
+			}
+			if got != claimed {
+				op.fail(errTable)
+				return 0, 0
 			}
 			op.left.Add(1)
 			p.enlist(op.waiterFor(page))
 			p.stats.misses.Add(1)
-			b.add(r, page, gen, demand)
+			if d.past(page) {
+				p.failPage(r, page, gen, stLoading, r.fault("access", page, errRange))
+			} else {
+				b.add(r, page, gen, demand)
+			}
 			if v := bare.Load64(pw); uint32(v>>32) != gen {
 				p.settle(r, page) // the fault server was faster
 			}

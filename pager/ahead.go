@@ -171,6 +171,9 @@ func (r *Region) arrived(l *load) {
 }
 
 func (p *Pager) addJob(j aheadJob) {
+	if p.aheadLimit() < j.r.fpp {
+		return
+	}
 	q := &p.jobs
 	q.mu.Lock()
 	if k := len(q.jobs) - 1; k >= 0 && q.jobs[k].r == j.r && q.jobs[k].end == j.next && q.jobs[k].hint == j.hint {
@@ -200,6 +203,9 @@ func (p *Pager) dropJobs(r *Region) {
 
 // aheadLimit is how many frames may be on their way in by prefetch.
 func (p *Pager) aheadLimit() int64 {
+	if p.budget.Load() < 16*p.largestPage.Load() {
+		return 0 // a few pages are for those who wait
+	}
 	return min(p.budget.Load()/4, int64(max(1, p.opt.QueueDepth/aheadShare))*maxRun>>frameShift/4)
 }
 
@@ -244,16 +250,14 @@ func (p *Pager) pumpInto(b *batch) {
 		j := &q.jobs[0]
 		r := j.r
 		room := p.aheadRoom() / r.fpp
-		if room <= 0 || r.closing.Load() {
-			if r.closing.Load() {
-				j.next = j.end
-			} else {
-				q.mu.Unlock()
-				return
-			}
+		if r.closing.Load() || p.aheadLimit() < r.fpp {
+			j.next = j.end
+		} else if room <= 0 {
+			q.mu.Unlock()
+			return
 		}
 		first := j.next
-		n := min(j.end-j.next, uint64(max(room, 0)), uint64(maxRun>>r.shift))
+		n := min(j.end-j.next, uint64(max(room, 0)), max(1, uint64(maxRun>>r.shift)))
 		hint := j.hint
 		j.next += n
 		if j.next >= j.end {
@@ -283,13 +287,17 @@ func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, b *batch) bool
 		if pw, w := r.d.look(page); pw != nil && w&stateMask != stMissing {
 			continue
 		}
-		if !p.reserve(r, r.fpp) {
+		if p.reserve(r, r.fpp) != roomMade {
 			return false
 		}
-		_, gen, ok := r.d.claim(page, extra)
-		if !ok {
+		_, gen, got := r.d.claim(page, extra)
+		if got != claimed {
 			p.w.giveFrames(r.fpp)
 			continue
+		}
+		if r.d.past(page) {
+			p.failPage(r, page, gen, stLoading, errRange)
+			return true
 		}
 		p.aheadPages.Add(r.fpp)
 		r.ahead.issued.Add(1)

@@ -23,7 +23,8 @@ import (
 //
 // Some of the frames (unpinnable) can never be pinned or dirty. With that reserve
 // the fault server always finds a victim (clean and unpinned, or a read it can
-// cancel), and reads always progress.
+// cancel), and reads always progress. The last two to four free frames
+// (pages of the largest size) are the fault server's alone.
 
 // unpinnable is how many frames of a budget can never be pinned or dirty: 16
 // pages (of the largest size mapped) or a twentieth, half of a small budget.
@@ -188,9 +189,13 @@ func (p *Pager) resize(frames int64) {
 		batch = min(64, max(1, frames/16))
 	}
 	p.evictBatch.Store(min(batch, max(1, frames/4)))
-	low := int64(0)
+	// The fault server's own frames: an instruction may need four pages.
+	largest := p.largestPage.Load()
+	own := min(max(frames/largest/4, 2), 4) * largest
+	bareStore64(&p.w.serverFrames, own)
+	low := own
 	if b := p.evictBatch.Load(); b > 1 {
-		low = b
+		low += b
 	}
 	bareStore64(&p.w.lowWater, low)
 	bareStore64(&p.w.creditSlack, p.creditSlack(frames))
@@ -203,18 +208,18 @@ func (p *Pager) resize(frames int64) {
 }
 
 // reserve takes n frames for r, evicting if there are none. It does not wait
-// for anybody else: false means that nothing can leave now.
-func (p *Pager) reserve(r *Region, n int64) bool {
+// for anybody else.
+func (p *Pager) reserve(r *Region, n int64) room {
 	if m := r.maxFrames; m > 0 {
 		for tries := 0; load64(&r.d.resident)+n > m; tries++ {
 			if p.evictFrom(r.domain, max(n, min(p.evictBatch.Load(), m/8))) == 0 && tries > 2 {
-				return false
+				return roomNotHere
 			}
 		}
 	}
 	for tries := 0; !p.w.takeFrames(n); tries++ {
 		if p.evictSome(max(n, p.evictBatch.Load())) == 0 && tries > 2 {
-			return false
+			return roomNone
 		}
 	}
 	used := p.budget.Load() - load64(&p.w.free)
@@ -224,7 +229,7 @@ func (p *Pager) reserve(r *Region, n int64) bool {
 			break
 		}
 	}
-	return true
+	return roomMade
 }
 
 // unreserve gives n frames back.

@@ -39,10 +39,11 @@ type writeState struct {
 	backoff  time.Duration
 
 	inflight atomic.Int64 // page writes under way
-	resizing sync.RWMutex // held shared by what must not see the size change
-	discards sync.Mutex   // one Discard at a time
-	spill    *spill       // Private
-	owner    bool         // the store is in mapped
+	resizing sync.Mutex   // one Resize or Discard at a time
+
+	unflushed atomic.Bool // something was written since the last flush
+	spill     *spill      // Private
+	owner     bool        // the store is in mapped
 }
 
 // mapped holds the stores of all open regions: a region owns its store, so one
@@ -185,10 +186,15 @@ func (r *Region) dropWritePin(page uint64) {
 	}
 	delete(ws.pins, page)
 	pw, _ := r.d.look(page)
-	// Its last stores may be later than the last copy made of it.
-	r.d.markDirty(page)
-	bare.And64(pw, ^flagWritePin)
+	w := bare.And64(pw, ^flagWritePin)
+	if s := w & stateMask; s == stDirty || s == stWriting {
+		// Its last stores may be later than the last copy made of it.
+		r.d.markDirty(page)
+	}
 }
+
+// errTable: no leaf for one more group of pages.
+var errTable = fmt.Errorf("%w: the page table is full", ErrBudget)
 
 // errAbsent: the page is not there (any more).
 var errAbsent = fmt.Errorf("pager: page is not resident")
@@ -264,8 +270,6 @@ func (r *Region) WriteAt(b []byte, off int64) (int, error) {
 		return 0, ErrClosed
 	}
 	defer r.leave()
-	r.write.resizing.RLock()
-	defer r.write.resizing.RUnlock()
 	length := r.Len()
 	var short error
 	if off > length || int64(len(b)) > length-off {
@@ -317,6 +321,11 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 		}
 		left, addr := coro.CopyOut(unsafe.Add(r.base, off), src, uintptr(len(b)))
 		if left == 0 {
+			// A Resize that made the region shorter meanwhile has zeroed what is
+			// behind its end, perhaps before we wrote there.
+			if l := r.Len(); off+int64(len(b)) > l && page == uint64(l)>>r.shift {
+				return r.zeroPast(page, max(off, l), off+int64(len(b)))
+			}
 			return nil
 		}
 		if o := regionAt(addr); o != nil && (addr < uintptr(r.base)+uintptr(off) || addr >= uintptr(r.base)+uintptr(off)+uintptr(len(b))) {
@@ -329,6 +338,17 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 			runtime.Gosched()
 		}
 	}
+}
+
+// zeroPast zeros [lo, hi) of a page that may lie behind the end of the region.
+func (r *Region) zeroPast(page uint64, lo, hi int64) error {
+	pr := pageRange{page, 1}
+	if err := r.acquirePages(context.Background(), pr, true); err != nil {
+		return err
+	}
+	bare.Zero(unsafe.Add(r.base, lo), uintptr(hi-lo))
+	r.unpin(pr, true)
+	return nil
 }
 
 func (r *Region) writePinned(b []byte, off int64) error {
@@ -350,21 +370,12 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		if pw != nil && w&stateMask != stMissing {
 			return r.writePart(b, int64(page<<r.shift), page)
 		}
-		// Room for a dirty page first: nothing is held meanwhile.
-		for !p.w.takeDirty(r.fpp, 0) {
-			if p.credits.gather(); p.w.takeDirty(r.fpp, 0) {
-				break
-			}
-			if err := p.flush.waitRoom(context.Background(), p); err != nil {
-				return err
-			}
-			if r.draining.Load() {
-				return ErrClosed
-			}
-		}
-		if err := p.waitFrames(context.Background(), r, r.fpp); err != nil {
-			p.w.giveDirty(r.fpp)
+		// A frame and a credit for a dirty page, together.
+		if err := p.waitFrames(r, r.fpp, true); err != nil {
 			return err
+		}
+		if add64(&p.w.dirty, r.fpp) == r.fpp {
+			p.w.wake()
 		}
 		buf := bufs.get(1 << r.shift)
 		if err := r.fillBuffer(buf, b); err != nil {
@@ -373,15 +384,22 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 			p.unreserve(r.fpp)
 			return err
 		}
-		pw, gen, ok := d.claim(page, 0)
-		if !ok {
+		pw, gen, got := d.claim(page, 0)
+		if got != claimed {
 			bufs.put(buf)
 			p.w.giveDirty(r.fpp)
 			p.unreserve(r.fpp)
-			if pw == nil {
-				return fmt.Errorf("%w: the page table is full", ErrBudget)
+			if got == claimTaken {
+				continue
 			}
-			continue
+			return errTable
+		}
+		if d.past(page) {
+			bufs.put(buf)
+			p.w.giveDirty(r.fpp)
+			err := r.fault("write", page, errRange)
+			p.failPage(r, page, gen, stLoading, err)
+			return err
 		}
 		old, errno := bornDirty(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
 		bufs.put(buf)
@@ -469,9 +487,35 @@ func (r *Region) Update(ctx context.Context, fn func(mem []byte) error) error {
 func (r *Region) beginUpdate(ctx context.Context) error { return nil }
 func (r *Region) endUpdate()                            {}
 
+// endParkedWrites fails the parked stores to r, which is being closed.
+func (p *Pager) endParkedWrites(r *Region) {
+	f := &p.flush
+	f.mu.Lock()
+	var out []parkedWrite
+	kept := f.parked[:0]
+	for _, w := range f.parked {
+		if w.r == r {
+			out = append(out, w)
+		} else {
+			kept = append(kept, w)
+		}
+	}
+	f.parked = kept
+	f.mu.Unlock()
+	for _, w := range out {
+		r.leave()
+		w.pk.Resume(errnoClosed)
+	}
+}
+
 // startParkedWrite: a goroutine is parked at a store to a clean page because
 // there was no credit. The region has been entered.
 func (r *Region) startParkedWrite(pk coro.Parked, page uint64) {
+	if r.draining.Load() {
+		r.leave()
+		pk.Resume(errnoClosed)
+		return
+	}
 	ok, err := r.tryDirty(page)
 	if ok || err == errAbsent {
 		r.leave()

@@ -212,6 +212,22 @@ func (w *pagerWords) giveDirty(n int64) {
 	add64(&w.dirty, -n)
 }
 
+// enterDesc keeps another region of the same pager from being closed while the
+// server looks at it; nil if it is not live.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func enterDesc(i uint32, words *pagerWords) *desc {
+	d := (*desc)(unsafe.Add(sp.descs, uintptr(i)*unsafe.Sizeof(desc{})))
+	bare.Add32(&d.users, 1)
+	if bare.Load32(&d.state) != descLive || d.words != words {
+		bare.Add32(&d.users, ^uint32(0))
+		return nil
+	}
+	return d
+}
+
 // enterServer keeps the region from being closed under the server's feet.
 //
 //go:nosplit
@@ -279,11 +295,13 @@ func serve(f *coro.Fault) (errno uintptr) {
 		return errnoClosed
 	}
 	page := uint64(f.Addr-d.base) >> d.shift
+	bare.Add32(&serving, 1)
 	if f.Access == coro.WriteProtected {
 		errno = serveWrite(d, page)
 	} else {
 		errno = serveRead(d, page)
 	}
+	bare.Add32(&serving, ^uint32(0))
 	bare.Add32(&d.users, ^uint32(0))
 	return errno
 }
@@ -291,27 +309,39 @@ func serve(f *coro.Fault) (errno uintptr) {
 // patience is how long a server leaves a page to its ordinary owner before it
 // takes over: ordinary reads are much faster, unless the world stands still.
 const (
-	patience     = 40
-	patienceNap  = 25_000 // ns
-	patienceOneP = 2      // with one P, which the faulting thread holds, nobody will come
+	patience    = 40
+	patienceNap = 25_000 // ns
+	serveLimit  = 20_000 // turns (about a second) after which errors of the store are the fault's
 )
 
-var serverPatience uint32 = patience
+// Every thread that is blocked holds its P. When as many are served as there
+// are Ps (or servers), no ordinary owner can be running.
+var (
+	serving  uint32 // faults that servers are at work on
+	crowd    uint32 = 1
+	nServers        = 4
+)
 
 // setPatience adapts to GOMAXPROCS, which a program may change.
 func setPatience() {
-	n := uint32(patience)
-	if runtime.GOMAXPROCS(0) == 1 {
-		n = patienceOneP
-	}
-	bare.Store32(&serverPatience, n)
+	bare.Store32(&crowd, uint32(min(runtime.GOMAXPROCS(0), nServers)))
+}
+
+//go:nosplit
+//go:norace
+func impatient(turn int) bool {
+	return turn >= patience || bare.Load32(&serving) >= bare.Load32(&crowd)
 }
 
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func serveRead(d *desc, page uint64) (errno uintptr) {
+	var failed uintptr
 	for turn := 0; ; turn++ {
+		if bare.Load32(&d.state) != descLive {
+			return errnoClosed
+		}
 		if page<<d.shift >= bare.Load64(&d.length) {
 			return errnoRange
 		}
@@ -324,7 +354,7 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			relax(turn)
 			continue
 		case s == stLoading || s == stFailed:
-			if s == stLoading && uint32(turn) < bare.Load32(&serverPatience) {
+			if s == stLoading && !impatient(turn) {
 				bare.FutexWait(&napWord, 0, patienceNap)
 				continue
 			}
@@ -334,36 +364,52 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			if !bare.Cas64(pw, w, n) {
 				continue
 			}
-			return fillPage(d, pw, page, uint32(n>>32))
+			return fillVia(d, pw, page, uint32(n>>32))
 		}
-		if !d.words.takeFrames(d.framesPerPage()) && uint32(turn) < bare.Load32(&serverPatience) {
-			// Eviction by the policy is better than stealing, if it can run.
-			bare.Store32(&d.words.wantRoom, 1)
-			d.words.wake()
-			bare.FutexWait(&napWord, 0, patienceNap)
-			continue
-		} else if uint32(turn) >= bare.Load32(&serverPatience) && !stealFrames(d, d.framesPerPage(), page) {
-			// All that is not pinned is dirty: write something, or wait for
-			// the writes that are under way.
-			if cleanOne(d.words) == 0 {
+		if !d.words.takeFramesDownTo(d.framesPerPage(), 0) {
+			if !impatient(turn) {
+				// Eviction by the policy is better than stealing, if it can run.
+				bare.Store32(&d.words.wantRoom, 1)
+				d.words.wake()
+				bare.FutexWait(&napWord, 0, patienceNap)
 				continue
 			}
-			bare.FutexWait(&napWord, 0, patienceNap)
-			continue
+			if !stealVia(d, d.framesPerPage(), page) {
+				// All that is not pinned is dirty: write something, or wait
+				// for the writes that are under way.
+				e := cleanVia(d.words)
+				if e == 0 {
+					continue
+				}
+				if e != errnoNothing {
+					failed = e
+				}
+				if failed != 0 && turn > serveLimit {
+					return failed // the store takes nothing
+				}
+				bare.FutexWait(&napWord, 0, patienceNap)
+				continue
+			}
 		}
-		pw, gen, ok := d.claim(page, 0)
-		if !ok {
+		pw, gen, got := d.claim(page, 0)
+		if got != claimed {
 			d.words.giveFrames(d.framesPerPage())
-			if pw == nil {
+			if got == claimFull {
 				return errnoTable
 			}
 			continue
 		}
-		return fillPage(d, pw, page, gen)
+		return fillVia(d, pw, page, gen)
 	}
 }
 
 var napWord uint32 // never changes: a futex to sleep on
+
+// Called through variables: see cleanVia.
+var (
+	fillVia  = fillPage
+	stealVia = stealFrames
+)
 
 // fillPage reads and maps a page in state Loading of generation gen, which is
 // the caller's.
@@ -393,13 +439,18 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32) (errno uintptr) {
 	} else if n > 0 {
 		errno = preadFull(int(d.fd), mem, size, n, d.fdOff+off)
 	}
+	if d.past(page) {
+		errno = errnoRange
+	}
 	if errno == 0 {
 		if n < size {
 			bare.Zero(unsafe.Add(mem, n), size-n)
 		}
 		if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
-			// Somebody took it over in turn; the instruction tries again.
+			// Somebody took it over in turn, or cancelled it. Those who wait for
+			// it are woken to look; the instruction tries again.
 			giveServerBuffer(i)
+			d.words.notify(noticeLoaded, d.index, page, true)
 			return 0
 		}
 		errno = mapPages(d.addr(page), src, size, true)
@@ -471,7 +522,7 @@ func preadFull(fd int, mem unsafe.Pointer, size, need uintptr, off uint64) (errn
 func stealFrames(d *desc, n int64, page uint64) bool {
 	w := d.words
 	for tries := 0; tries < 4; tries++ {
-		if w.takeFrames(n) {
+		if w.takeFramesDownTo(n, 0) {
 			return true
 		}
 		if !stealOne(w, tries > 0) && tries > 1 {
@@ -498,11 +549,13 @@ func stealOne(words *pagerWords, cancel bool) bool {
 		if di == 0 {
 			continue
 		}
-		d := (*desc)(unsafe.Add(sp.descs, uintptr(di)*unsafe.Sizeof(desc{})))
-		if d.words != words || bare.Load32(&d.state) != descLive {
+		d := enterDesc(di, words)
+		if d == nil {
 			continue
 		}
-		if stealFrom(d, bare.Load64(&m.group)<<leafShift, cancel) {
+		ok := stealFrom(d, bare.Load64(&m.group)<<leafShift, cancel)
+		bare.Add32(&d.users, ^uint32(0))
+		if ok {
 			return true
 		}
 	}
@@ -513,7 +566,7 @@ func stealOne(words *pagerWords, cancel bool) bool {
 //go:norace
 //go:nocheckptr
 func stealFrom(d *desc, first uint64, cancel bool) bool {
-	for page := first; page < first+leafPages; page++ {
+	for page := first; page < first+leafPages && page < d.pages; page++ {
 		pw, w := d.look(page)
 		if pw == nil {
 			return false
@@ -529,7 +582,7 @@ func stealFrom(d *desc, first uint64, cancel bool) bool {
 			unmapRange(d.addr(page), d.pageSize())
 			if d.vacate(pw, page) && spanTake(d, page) {
 				unmapRange(d.addr(page)&^(granule-1), granule)
-				spanGive(d.addr(page))
+				bare.Store32(d.spanWord(page), 0)
 			}
 		case cancel && w&stateMask == stLoading:
 			// Nobody has been promised a pin. The owner will find that the page
@@ -539,6 +592,10 @@ func stealFrom(d *desc, first uint64, cancel bool) bool {
 			}
 			add64(&d.resident, -d.framesPerPage())
 			d.drop(page)
+			if w&flagWaited != 0 {
+				// If the owner is a fault server nobody else tells them.
+				d.words.notify(noticeLoaded, d.index, page, true)
+			}
 		default:
 			continue
 		}

@@ -3,6 +3,8 @@
 package pager
 
 import (
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/uffdpager/uffdpager/coro"
@@ -12,24 +14,70 @@ import (
 //
 // A goroutine that was parked in place runs some time after its page has come,
 // and under a budget of few pages the page may be gone again by then. So when
-// there is a line for frames, or a goroutine faults on the same page twice in
-// a row, the page is pinned for it: until the goroutine faults somewhere else,
+// there is a line for room, or a goroutine faults on the same page twice in a
+// row, the page is pinned for it: until the goroutine faults somewhere else,
 // which shows that it has moved on, or for a while. An instruction may need
 // four pages, so the last holdPages of a goroutine are kept as long as it stays
 // at the same instruction.
 const (
 	holdPages = 4
-	holdShort = time.Millisecond
-	holdLong  = 20 * time.Millisecond // for a goroutine that had to come back
+	holdShort = time.Millisecond // after that, if somebody needs the room
+	holdLong  = 20 * time.Millisecond
 )
 
-// faultHold is one page pinned for one goroutine.
-type faultHold struct {
+// heldPage is a pin.
+type heldPage struct {
 	r    *Region
 	page uint64
-	g    uintptr
-	pc   uintptr
-	till time.Time
+}
+
+// goHold is what is held for one goroutine.
+type goHold struct {
+	g, pc      uintptr
+	since      time.Time
+	n          int
+	at         [holdPages]heldPage
+	prev, next *goHold // by since, oldest first
+}
+
+// holdTable is all that is held of a pager. Its size is that of what can be
+// pinned.
+type holdTable struct {
+	mu    sync.Mutex
+	byG   map[uintptr]*goHold
+	first *goHold
+	last  *goHold
+	spare *goHold
+	n     atomic.Int32 // goroutines with holds
+}
+
+func (t *holdTable) unlink(h *goHold) {
+	if h.prev == nil {
+		t.first = h.next
+	} else {
+		h.prev.next = h.next
+	}
+	if h.next == nil {
+		t.last = h.prev
+	} else {
+		h.next.prev = h.prev
+	}
+	h.prev, h.next = nil, nil
+}
+
+// remove takes h out of the table; t.mu is held.
+func (t *holdTable) remove(h *goHold) {
+	t.unlink(h)
+	delete(t.byG, h.g)
+	t.n.Add(-1)
+}
+
+// recycle keeps h, which has been removed and emptied.
+func (t *holdTable) recycle(h *goHold) {
+	t.mu.Lock()
+	*h = goHold{next: t.spare}
+	t.spare = h
+	t.mu.Unlock()
 }
 
 // lastFault remembers the last fault of goroutines. Only the parker uses it.
@@ -39,11 +87,11 @@ var lastFault [4096]struct{ g, page uintptr }
 // same page. It releases what was held for the goroutine, unless it is still
 // at the same instruction.
 func refault(pk coro.Parked) (again bool) {
-	e := &lastFault[(pk.G>>5*0x9E3779B97F4A7C15)>>52]
+	e := &lastFault[pk.G>>5*0x9E3779B97F4A7C15>>52]
 	page := pk.Addr >> frameShift
 	again = e.g == pk.G && e.page == page
 	e.g, e.page = pk.G, page
-	if r := regionAt(pk.Addr); r != nil && r.p.holding.Load() != 0 {
+	if r := regionAt(pk.Addr); r != nil && r.p.holds.n.Load() != 0 {
 		r.p.movedOn(pk)
 	}
 	return again
@@ -51,73 +99,96 @@ func refault(pk coro.Parked) (again bool) {
 
 // addHold keeps the pin on page, which the caller has, for the goroutine.
 func (p *Pager) addHold(r *Region, page uint64, pk coro.Parked) {
-	p.holdMu.Lock()
-	p.holds = append(p.holds, faultHold{r, page, pk.G, pk.PC, time.Now().Add(holdLong)})
-	p.holding.Store(int32(len(p.holds)))
-	p.holdMu.Unlock()
-}
-
-// movedOn releases what is held for a goroutine that faults anew.
-func (p *Pager) movedOn(pk coro.Parked) {
-	n := 0
-	p.release(func(h *faultHold) bool {
-		if h.g != pk.G {
-			return false
+	t := &p.holds
+	var out heldPage
+	t.mu.Lock()
+	h := t.byG[pk.G]
+	if h == nil {
+		if h = t.spare; h != nil {
+			t.spare = h.next
+			h.next = nil
+		} else {
+			h = new(goHold)
 		}
-		if h.pc == pk.PC {
-			if n++; n < holdPages {
-				return false
-			}
+		h.g = pk.G
+		if t.byG == nil {
+			t.byG = map[uintptr]*goHold{}
 		}
-		return true
-	})
-	if p.waiting.Load() != 0 {
-		p.serveLine()
+		t.byG[pk.G] = h
+		t.n.Add(1)
+	} else {
+		t.unlink(h)
+	}
+	h.pc, h.since = pk.PC, time.Now()
+	if h.n == holdPages {
+		out = h.at[0]
+		copy(h.at[:], h.at[1:])
+		h.n--
+	}
+	h.at[h.n] = heldPage{r, page}
+	h.n++
+	if h.prev = t.last; h.prev == nil {
+		t.first = h
+	} else {
+		h.prev.next = h
+	}
+	t.last = h
+	t.mu.Unlock()
+	if out.r != nil {
+		out.r.unpin(pageRange{out.page, 1}, false)
 	}
 }
 
-// dropHolds releases what has been held for longer than d. Somebody needs room.
-func (p *Pager) dropHolds(d time.Duration) {
-	if p.holding.Load() == 0 {
+// movedOn releases what is held for a goroutine that faults anew, at another
+// instruction.
+func (p *Pager) movedOn(pk coro.Parked) {
+	t := &p.holds
+	t.mu.Lock()
+	h := t.byG[pk.G]
+	if h == nil || h.pc == pk.PC && h.n < holdPages {
+		t.mu.Unlock()
 		return
 	}
-	limit := time.Now().Add(holdLong - d)
-	p.release(func(h *faultHold) bool { return h.till.Before(limit) })
+	t.remove(h)
+	t.mu.Unlock()
+	p.letGo(h)
+	p.serveLine()
 }
 
-// release unpins the holds that the function picks, newest first.
-func (p *Pager) release(pick func(*faultHold) bool) int {
-	p.holdMu.Lock()
-	var out []faultHold
-	for i := len(p.holds) - 1; i >= 0; i-- {
-		if h := p.holds[i]; pick(&h) {
-			out = append(out, h)
-			p.holds = append(p.holds[:i], p.holds[i+1:]...)
+// letGo unpins what a removed hold has and recycles it. It does not serve the
+// line: the caller may be doing that already.
+func (p *Pager) letGo(h *goHold) {
+	for _, a := range h.at[:h.n] {
+		if a.r.unpinPage(a.page) {
+			p.credits.give(a.page, a.r.fpp, true)
 		}
 	}
-	p.holding.Store(int32(len(p.holds)))
-	p.holdMu.Unlock()
-	for _, h := range out {
-		if h.r.unpinPage(h.page) {
-			// Not giveCredits: the caller may be serving the line already.
-			p.credits.give(h.page, h.r.fpp, true)
-		}
+	p.holds.recycle(h)
+}
+
+// dropHolds releases what has been held for longer than d, and says how much.
+// Somebody needs room; he looks for it himself.
+func (p *Pager) dropHolds(d time.Duration) (n int) {
+	t := &p.holds
+	if t.n.Load() == 0 {
+		return 0
 	}
-	return len(out)
+	for limit := time.Now().Add(-d); ; n++ {
+		t.mu.Lock()
+		h := t.first
+		if h == nil || h.since.After(limit) {
+			t.mu.Unlock()
+			return n
+		}
+		t.remove(h)
+		t.mu.Unlock()
+		p.letGo(h)
+	}
 }
 
 // expireHolds is the housekeeper's: nothing is held much longer than holdLong.
 func (p *Pager) expireHolds() {
-	if p.holding.Load() != 0 {
-		now := time.Now()
-		if p.release(func(h *faultHold) bool { return h.till.Before(now) }) > 0 {
-			p.serveLine()
-		}
+	if p.dropHolds(holdLong) > 0 {
+		p.serveLine()
 	}
-}
-
-// dropHoldsOf releases all that is held of r, which is being closed.
-func (p *Pager) dropHoldsOf(r *Region) {
-	p.release(func(h *faultHold) bool { return h.r == r })
-	p.serveLine()
 }

@@ -82,7 +82,7 @@ func (p *Pager) housekeep() {
 
 // tick is how long the housekeeper sleeps while something is going on.
 func (p *Pager) tick() time.Duration {
-	if p.holding.Load() != 0 && p.waiting.Load() != 0 {
+	if p.holds.n.Load() != 0 && p.waiting.Load() != 0 {
 		return holdShort
 	}
 	return tick
@@ -102,7 +102,7 @@ func (p *Pager) waitWake(d time.Duration) {
 
 // idle: nobody waits and nothing is dirty, so that no clock is needed.
 func (p *Pager) idle() bool {
-	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0 && p.holding.Load() == 0
+	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0 && p.holds.n.Load() == 0 && !p.flush.want.Load()
 }
 
 // rouse wakes the housekeeper from ordinary code.
@@ -138,7 +138,7 @@ func (p *Pager) notice(v uint64) {
 	page := v & (1<<noticePageBits - 1)
 	d := descAt(uint32(v >> noticePageBits & (1<<noticeDescBits - 1)))
 	r := regionOf(d)
-	if r == nil || r.p != p || !r.enterFault() {
+	if r == nil || r.p != p || page >= d.pages || !r.enterAlways() {
 		return
 	}
 	defer r.leave()
@@ -155,6 +155,7 @@ func (p *Pager) notice(v uint64) {
 	case noticeFailed:
 		p.settleFailed(r, page)
 	case noticeWritten:
+		r.write.unflushed.Store(true)
 		p.stats.writes.Add(1)
 		p.stats.writebacks.Add(1)
 		p.stats.writtenBytes.Add(1 << r.shift)
@@ -168,7 +169,7 @@ func (p *Pager) notice(v uint64) {
 // to its policy, every waiter of a page that is there is woken.
 func (p *Pager) reconcile() {
 	for _, r := range p.regionList() {
-		if !r.enterFault() {
+		if !r.enterAlways() {
 			continue
 		}
 		r.eachPage(func(page uint64, w word) {
@@ -182,6 +183,15 @@ func (p *Pager) reconcile() {
 				p.settleFailed(r, page)
 			}
 		})
+		r.write.mu.Lock()
+		var waited []uint64
+		for page := range r.write.waiters {
+			waited = append(waited, page)
+		}
+		r.write.mu.Unlock()
+		for _, page := range waited {
+			r.pageWritten(page)
+		}
 		r.leave()
 	}
 }

@@ -28,12 +28,20 @@ type domain struct {
 	region *Region // nil: shared
 }
 
+// A key names a page of a use of a descriptor: a policy may know pages for a
+// while after their region was closed.
 func pageKey(d *desc, page uint64) evict.Page {
-	return evict.Page(uint64(d.index)<<noticePageBits | page)
+	return evict.Page(uint64(d.inc&0xff)<<56 | uint64(d.index)<<noticePageBits | page)
 }
 
+// splitKey returns nil if the region is gone.
 func splitKey(k evict.Page) (d *desc, page uint64) {
-	return descAt(uint32(k >> noticePageBits)), uint64(k) & (1<<noticePageBits - 1)
+	d = descAt(uint32(k>>noticePageBits) & (maxDescs - 1))
+	page = uint64(k) & (1<<noticePageBits - 1)
+	if uint8(d.inc) != uint8(k>>56) || page >= d.pages {
+		return nil, 0
+	}
+	return d, page
 }
 
 const maxEvictBatch = 256
@@ -44,6 +52,7 @@ type zapEntry struct {
 	page uint64
 	seen word // the word when it was judged
 	ok   bool // out: it left
+	span *uint32
 }
 
 // evictState is what evicting needs; evictMu guards it.
@@ -60,7 +69,7 @@ type evictState struct {
 // takeVictim judges a candidate. evictMu is held.
 func (p *Pager) takeVictim(k evict.Page) evict.Verdict {
 	d, page := splitKey(k)
-	if bare.Load32(&d.state) == descFree || d.words != p.w {
+	if d == nil || bare.Load32(&d.state) == descFree || d.words != p.w {
 		return evict.Unknown
 	}
 	pw, w := d.look(page)
@@ -264,34 +273,28 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames int64) {
 			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k)*unsafe.Sizeof(uffd.Range{})))
 			r.Addr, r.Len = e.d.addr(e.page)&^(granule-1), granule
 			k++
+			e.span = e.d.spanWord(e.page)
 		}
 	}
 	if k > 0 {
 		// Empty spans: their page tables go back to the kernel.
 		uffd.RawZap(ranges, k)
-		for i := 0; i < k; i++ {
-			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(i)*unsafe.Sizeof(uffd.Range{})))
-			spanGive(r.Addr)
+		for i := 0; i < n; i++ {
+			e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
+			if e.span != nil {
+				bare.Store32(e.span, 0)
+			}
 		}
 	}
 	return frames
 }
 
-// spanTake keeps everybody out of an empty span.
+// spanTake keeps everybody out of an empty span, until its word is set to 0.
 //
 //go:nosplit
 //go:norace
 func spanTake(d *desc, page uint64) bool {
 	return bare.Cas32(d.spanWord(page), 0, spanFreeing)
-}
-
-// spanGive lets them in again.
-//
-//go:nosplit
-//go:norace
-func spanGive(addr uintptr) {
-	d := descOf(addr)
-	bare.Store32(d.spanWord(uint64(addr-d.base)>>d.shift), 0)
 }
 
 // noteInstalled tells the policy of pages that became resident.

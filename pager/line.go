@@ -6,108 +6,49 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// The line for frames
+// The lines for room
 //
 // A request that finds no frames, or no credits for its pins, waits in line
 // holding nothing, so that two requests can never each hold what the other
-// needs. The line is served in order by whoever makes room. What it cannot
-// help with are callers that wait while they hold pins from earlier calls: if
-// nothing at all is unpinned for Options.StallLimit, the first in line fails
-// with ErrBudget.
+// needs. There are two lines: one for requests that need credits, which may
+// wait for people to release pins, and one for requests that need frames only,
+// which must not wait behind those. Both are served in order by whoever makes
+// room, one server at a time and without a lock held while it evicts.
+//
+// Credits that are given back while somebody waits for them are saved for the
+// first in line, so that short pins cannot starve a long one. What the line
+// cannot help with are callers that wait while they hold pins from earlier
+// calls: if the first in line comes no nearer to what it needs for
+// Options.StallLimit, it fails with ErrBudget.
 type line struct {
-	mu         sync.Mutex
-	head, tail *waitOp
-	moved      time.Time // the last time somebody left the line or gave a credit back
+	mu    sync.Mutex
+	queue [2]opQueue
+
+	serving atomic.Bool // somebody is in serveLine
+	again   atomic.Bool // and is to look again
+
+	// The stall clock of the first request for credits.
+	first *waitOp
+	best  int64 // most credits it could have had so far
+	since time.Time
 }
 
-// enqueue puts op in line.
-func (p *Pager) enqueue(op *waitOp) {
-	l := &p.line
-	l.mu.Lock()
-	if l.head == nil {
-		l.moved = time.Now()
-	}
-	op.inLine, op.nextInLine = true, nil
-	if l.tail == nil {
-		l.head = op
-	} else {
-		l.tail.nextInLine = op
-	}
-	l.tail = op
-	p.waiting.Add(1)
-	l.mu.Unlock()
-	p.w.wake() // the housekeeper has a clock to look at
-	// Room may have been made before the line was seen to be there.
-	p.serveLine()
-}
+const (
+	lineFrames = iota
+	lineCredits
+)
 
-// unlink takes op, whose predecessor is prev, out. l.mu is held.
-func (p *Pager) unlink(prev, op *waitOp) {
-	l := &p.line
-	if prev == nil {
-		l.head = op.nextInLine
-	} else {
-		prev.nextInLine = op.nextInLine
-	}
-	if l.tail == op {
-		l.tail = prev
-	}
-	op.inLine, op.nextInLine = false, nil
-	l.moved = time.Now()
-	p.waiting.Add(-1)
-}
+type opQueue struct{ head, tail *waitOp }
 
-// serveLine starts requests from the head of the line as long as there is
-// room for them.
-func (p *Pager) serveLine() {
-	for p.waiting.Load() != 0 {
-		p.line.mu.Lock()
-		op := p.line.head
-		if op != nil && op.lock != nil && op.lock.unwanted() {
-			p.unlink(nil, op)
-			p.line.mu.Unlock()
-			op.fail(errUnlocked)
-			op.pageDone()
-			continue
-		}
-		if op == nil || !p.reserveFor(op) {
-			p.line.mu.Unlock()
-			return
-		}
-		p.unlink(nil, op)
-		p.line.mu.Unlock()
-		p.start(op)
+func (op *waitOp) line() int {
+	if op.credits() > 0 {
+		return lineCredits
 	}
-}
-
-// reserveFor takes the op's frames and credits, both or none.
-func (p *Pager) reserveFor(op *waitOp) bool {
-	if op.ticket {
-		return p.reserve(op.r, op.need)
-	}
-	page := op.ranges[0].first
-	creds := op.credits()
-	if creds > 0 && !p.credits.take(page, creds) {
-		if p.dropHolds(holdShort); !p.credits.take(page, creds) {
-			if !op.isPark {
-				return false
-			}
-			// A raw access goes on without being held.
-			op.pin, creds = false, 0
-		}
-	}
-	if !p.reserve(op.r, op.need) {
-		if p.dropHolds(holdShort); !p.reserve(op.r, op.need) {
-			if creds > 0 {
-				p.credits.give(page, creds, true)
-			}
-			return false
-		}
-	}
-	return true
+	return lineFrames
 }
 
 // credits is how many the op needs to begin.
@@ -115,89 +56,311 @@ func (op *waitOp) credits() int64 {
 	switch {
 	case op.pin && op.write:
 		return 2 * op.need
-	case op.pin:
+	case op.pin || op.ticket && op.write:
 		return op.need
 	}
 	return 0
 }
 
-// waitFrames reserves n frames for r, waiting in line if there are none. The
-// caller has entered the region.
-func (p *Pager) waitFrames(ctx context.Context, r *Region, n int64) error {
-	if p.waiting.Load() == 0 && p.reserve(r, n) {
+// enqueue puts op in line.
+func (p *Pager) enqueue(op *waitOp) {
+	l := &p.line
+	k := op.line()
+	l.mu.Lock()
+	q := &l.queue[k]
+	op.inLine, op.nextInLine = true, nil
+	if q.tail == nil {
+		q.head = op
+	} else {
+		q.tail.nextInLine = op
+	}
+	q.tail = op
+	p.waiting.Add(1)
+	p.lineLen[k].Add(1)
+	l.mu.Unlock()
+	p.w.wake() // the housekeeper has a clock to look at
+	// Room may have been made before the line was seen to be there.
+	p.serveLine()
+}
+
+// unlink takes op out of line k. l.mu is held.
+func (p *Pager) unlink(k int, op *waitOp) {
+	q := &p.line.queue[k]
+	var prev *waitOp
+	for o := q.head; o != op; o = o.nextInLine {
+		prev = o
+	}
+	if prev == nil {
+		q.head = op.nextInLine
+	} else {
+		prev.nextInLine = op.nextInLine
+	}
+	if q.tail == op {
+		q.tail = prev
+	}
+	op.inLine, op.nextInLine = false, nil
+	p.waiting.Add(-1)
+	p.lineLen[k].Add(-1)
+}
+
+// serveLine starts requests that stand in line as long as there is room. It may
+// be called from anywhere but under a lock; a call from within an eviction of
+// its own, or beside another one, makes that one look again.
+func (p *Pager) serveLine() {
+	l := &p.line
+	l.again.Store(true)
+	for p.waiting.Load() != 0 && l.again.Load() && l.serving.CompareAndSwap(false, true) {
+		l.again.Store(false)
+		for k := range l.queue {
+			for p.serveFirst(k) {
+			}
+		}
+		l.serving.Store(false)
+	}
+}
+
+// serveFirst tries to start the first request of line k. true: look again.
+func (p *Pager) serveFirst(k int) bool {
+	l := &p.line
+	l.mu.Lock()
+	op := l.queue[k].head
+	if op == nil {
+		l.mu.Unlock()
+		return false
+	}
+	op.served = true // whoever wants it out of line leaves that to us
+	l.mu.Unlock()
+
+	got := roomNone
+	switch {
+	case op.lock != nil && op.lock.unwanted():
+		op.cancel = errUnlocked
+	case op.credits() > p.pinnable.Load() || op.need > p.budget.Load():
+		op.cancel = p.tooMuch(op)
+	default:
+		got = p.reserveFor(op)
+	}
+
+	l.mu.Lock()
+	op.served = false
+	creds, cancel := op.credits(), op.cancel
+	if cancel == nil && got == roomNone {
+		l.mu.Unlock()
+		return false
+	}
+	if cancel == nil && got == roomNotHere && op.begunWaiting(p.opt.StallLimit) {
+		cancel = fmt.Errorf("%w: MaxResident is reached, and nothing of the region could leave for %v", ErrBudget, p.opt.StallLimit)
+		got = roomNone
+	}
+	if cancel == nil && got == roomNotHere {
+		// Its region is full, which is nobody else's concern.
+		saved := op.saved
+		op.saved = 0
+		defer func() {
+			if saved > 0 {
+				p.credits.give(op.firstPage(), saved, true)
+			}
+		}()
+		moved := l.queue[k].head == op && l.queue[k].tail != op
+		if moved {
+			p.unlink(k, op)
+			q := &l.queue[k]
+			q.tail.nextInLine, op.inLine = op, true
+			q.tail = op
+			p.waiting.Add(1)
+			p.lineLen[k].Add(1)
+		}
+		op.passed++
+		first := l.queue[k].head.passed
+		l.mu.Unlock()
+		return moved && first < op.passed
+	}
+	p.unlink(k, op)
+	saved := op.saved
+	op.saved = 0
+	l.mu.Unlock()
+	if cancel != nil {
+		if got == roomMade {
+			p.w.giveFrames(op.need)
+			saved = creds // they are all ours
+		}
+		p.credits.give(op.firstPage(), saved, true)
+		op.fail(cancel)
+		op.pageDone()
+		return true
+	}
+	p.start(op)
+	return true
+}
+
+// begunWaiting notes that the op's region has no room, and says whether that
+// has been so for longer than limit.
+func (op *waitOp) begunWaiting(limit time.Duration) bool {
+	if op.stuck.IsZero() {
+		op.stuck = time.Now()
+	}
+	return time.Since(op.stuck) > limit
+}
+
+func (op *waitOp) firstPage() uint64 {
+	if len(op.ranges) == 0 {
+		return 0
+	}
+	return op.ranges[0].first
+}
+
+func (p *Pager) tooMuch(op *waitOp) error {
+	return fmt.Errorf("%w: %d bytes are wanted at once, at most %d can be", ErrBudget, op.need<<frameShift, p.pinnable.Load()<<frameShift)
+}
+
+type room uint8
+
+const (
+	roomNone    room = iota // not now
+	roomNotHere             // not now, because of its region's own limit
+	roomMade                // frames and credits are the op's
+)
+
+// reserveFor takes the op's frames and credits, both or none. What has been
+// saved for the op is used up when both are had.
+func (p *Pager) reserveFor(op *waitOp) room {
+	page := op.firstPage()
+	creds := op.credits() - op.saved
+	if creds > 0 && !p.credits.take(page, creds) {
+		if p.dropHolds(holdShort); !p.credits.take(page, creds) {
+			if load64(&p.w.dirty) > 0 {
+				p.wakeFlusher() // dirty pages have credits too
+			}
+			if !op.isPark || p.holds.n.Load() > 0 {
+				return roomNone
+			}
+			// Nobody fails or waits long for want of a hold.
+			p.credits.give(page, op.saved, true)
+			op.pin, op.saved, creds = false, 0, 0
+		}
+	}
+	got := p.reserve(op.r, op.need)
+	if got != roomMade {
+		if p.dropHolds(holdShort) > 0 {
+			got = p.reserve(op.r, op.need)
+		}
+	}
+	if got != roomMade && creds > 0 {
+		p.credits.give(page, creds, true)
+	}
+	return got
+}
+
+// waitFrames reserves n frames for r, and n credits with write, waiting in
+// line if there are none. The caller has entered the region.
+func (p *Pager) waitFrames(r *Region, n int64, write bool) error {
+	op := newOp(r)
+	op.ticket, op.write, op.need = true, write, n
+	if p.lineLen[op.line()].Load() == 0 && p.reserveFor(op) == roomMade {
+		op.free()
 		return nil
 	}
 	r.active.Add(1) // the op's own, which wait leaves
-	op := newOp(r)
-	op.ticket, op.need = true, n
 	op.left.Store(1)
 	p.enqueue(op)
-	return op.wait(ctx)
+	return op.wait(context.Background())
 }
 
 // leaveLine completes op with err if it still stands in line.
 func (p *Pager) leaveLine(op *waitOp, err error) {
-	p.line.mu.Lock()
-	var prev *waitOp
-	for o := p.line.head; o != nil; prev, o = o, o.nextInLine {
-		if o == op {
-			p.unlink(prev, op)
-			p.line.mu.Unlock()
-			op.fail(err)
-			op.pageDone()
-			return
-		}
-	}
-	p.line.mu.Unlock()
+	p.takeOut(err, func(o *waitOp) bool { return o == op })
 }
 
-// emptyLine completes the ops of r (nil: of all regions) that stand in line.
+// emptyLine completes the ops of r that stand in line.
 func (p *Pager) emptyLine(r *Region, err error) {
-	var out []*waitOp
-	p.line.mu.Lock()
-	var prev *waitOp
-	for o := p.line.head; o != nil; {
-		next := o.nextInLine
-		if r == nil || o.r == r {
-			p.unlink(prev, o)
-			out = append(out, o)
-		} else {
-			prev = o
-		}
-		o = next
+	p.takeOut(err, func(o *waitOp) bool { return o.r == r })
+}
+
+// takeOut fails the ops that stand in line and are picked. One that is being
+// served is left to its server.
+func (p *Pager) takeOut(err error, pick func(*waitOp) bool) {
+	if p.waiting.Load() == 0 {
+		return
 	}
-	p.line.mu.Unlock()
+	var out []*waitOp
+	l := &p.line
+	l.mu.Lock()
+	for k := range l.queue {
+		for o := l.queue[k].head; o != nil; {
+			next := o.nextInLine
+			if pick(o) {
+				if o.served {
+					o.cancel = err
+				} else {
+					p.unlink(k, o)
+					out = append(out, o)
+				}
+			}
+			o = next
+		}
+	}
+	l.mu.Unlock()
 	for _, o := range out {
+		if o.saved > 0 {
+			p.credits.give(o.firstPage(), o.saved, true)
+			o.saved = 0
+		}
 		o.fail(err)
 		o.pageDone()
 	}
+	if len(out) > 0 {
+		p.serveLine()
+	}
 }
 
-// breakStall fails the first in line if nothing has moved for too long. The
-// housekeeper calls it now and then.
+// breakStall fails the first request for credits if it has come no nearer to
+// them for too long. The housekeeper calls it now and then.
 func (p *Pager) breakStall() {
 	p.serveLine()
-	p.line.mu.Lock()
-	op := p.line.head
-	if op == nil || time.Since(p.line.moved) < p.opt.StallLimit {
-		p.line.mu.Unlock()
+	l := &p.line
+	l.mu.Lock()
+	op := l.queue[lineCredits].head
+	now := time.Now()
+	if op == nil {
+		l.first = nil
+		l.mu.Unlock()
 		return
 	}
-	p.unlink(nil, op)
-	p.line.mu.Unlock()
-	op.fail(fmt.Errorf("%w: %d bytes more cannot be pinned, and nothing was unpinned for %v", ErrBudget, op.need<<frameShift, p.opt.StallLimit))
-	op.pageDone()
+	have := p.credits.left() + op.saved
+	if l.first == nil || op != l.first && op.passed == 0 || have > l.best {
+		l.first, l.best, l.since = op, have, now
+		l.mu.Unlock()
+		return
+	}
+	stalled := now.Sub(l.since) >= p.opt.StallLimit
+	l.mu.Unlock()
+	if !stalled {
+		return
+	}
+	p.leaveLine(op, fmt.Errorf("%w: %d bytes more cannot be pinned, and nothing was unpinned for %v", ErrBudget, op.need<<frameShift, p.opt.StallLimit))
 }
 
 // giveCredits returns credits of a page that is not pinned (or dirty) any
 // more.
 func (p *Pager) giveCredits(page uint64, n int64) {
-	somebody := p.waiting.Load() != 0
-	p.credits.give(page, n, somebody)
-	if somebody {
+	wanted := p.flush.want.Load()
+	if p.lineLen[lineCredits].Load() != 0 {
 		p.line.mu.Lock()
-		p.line.moved = time.Now()
+		if op := p.line.queue[lineCredits].head; op != nil && !op.served && op.saved+n <= op.credits() {
+			op.saved += n
+			n = 0
+		}
 		p.line.mu.Unlock()
+		if n > 0 {
+			p.credits.give(page, n, true)
+		}
+	} else {
+		p.credits.give(page, n, wanted)
+	}
+	if wanted {
+		p.roomMade()
+	}
+	if p.waiting.Load() != 0 {
 		p.serveLine()
 	}
 }

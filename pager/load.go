@@ -33,16 +33,17 @@ const (
 
 // load is one read of consecutive claimed pages.
 type load struct {
-	op    aio.Op
-	next  *load
-	r     *Region
-	first uint64
-	gens  []uint32 // generation of each page's claim
-	kind  int
-	from  source
-	begun time.Time
-	buf   *buffer
-	gen0  [1]uint32
+	op     aio.Op
+	next   *load
+	r      *Region
+	first  uint64
+	gens   []uint32 // generation of each page's claim
+	kind   int
+	from   source
+	stored uint64 // bytes the store had when the page was claimed
+	begun  time.Time
+	buf    *buffer
+	gen0   [1]uint32
 }
 
 var loadPool = sync.Pool{New: func() any { return new(load) }}
@@ -85,8 +86,10 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 			return
 		}
 	}
+	r.active.Add(1) // until landed
 	l := loadPool.Get().(*load)
 	l.r, l.first, l.kind, l.from = r, page, kind, from
+	l.stored = bare.Load64(&r.d.stored)
 	l.gen0[0] = gen
 	l.gens = l.gen0[:1]
 	b.loads = append(b.loads, l)
@@ -243,7 +246,7 @@ func loadDone(op *aio.Op) {
 	err := op.Err
 	if err == nil {
 		// What the store should have; the rest of the last page is zeros.
-		stored := int64(bare.Load64(&l.r.d.stored))
+		stored := int64(l.stored)
 		want := max(0, min(int64(len(op.Buf)), stored-op.Off))
 		if l.from == fromSpill {
 			want = int64(len(op.Buf))
@@ -290,11 +293,12 @@ func (p *Pager) finish(l *load, err error) {
 // landed frees a load and its place in the queue depth, and starts what waits
 // for that.
 func (p *Pager) landed(l *load) {
-	buf := l.buf
+	buf, r := l.buf, l.r
 	*l = load{}
 	loadPool.Put(l)
 	bufs.put(buf)
 	p.inflight.Add(-1)
+	defer r.leave()
 	if p.queue.n.Load() != 0 || p.jobs.pending.Load() != 0 {
 		b := newBatch()
 		p.unqueue(b)
@@ -318,7 +322,8 @@ func (p *Pager) readSingly(l *load, err error) {
 		pw, w := r.d.look(page)
 		if pw != nil && w&stateMask == stLoading && uint32(w>>32) == gen && w&(flagWaited|pinMask) != 0 && !errors.Is(err, ErrClosed) {
 			s := loadPool.Get().(*load)
-			s.r, s.first, s.kind, s.from, s.begun = r, page, demand, l.from, l.begun
+			r.active.Add(1)
+			s.r, s.first, s.kind, s.from, s.begun, s.stored = r, page, demand, l.from, l.begun, l.stored
 			s.gen0[0] = gen
 			s.gens = s.gen0[:1]
 			b.loads = append(b.loads, s)

@@ -37,6 +37,7 @@ type Pager struct {
 	credits credits
 	line    line
 	waiting atomic.Int32 // ops in line
+	lineLen [2]atomic.Int32
 	buckets [bucketCount]bucket
 
 	inflight   atomic.Int32 // loads with the store
@@ -64,9 +65,7 @@ type Pager struct {
 
 	writingFrames atomic.Int64 // page writes in flight
 
-	holdMu  sync.Mutex
-	holds   []faultHold
-	holding atomic.Int32 // len(holds)
+	holds holdTable
 }
 
 // counters are written on slow paths only.

@@ -38,6 +38,7 @@ type Region struct {
 	mapSize   int64 // when it was mapped
 
 	closing  atomic.Bool  // no new calls
+	gone     atomic.Bool  // not even completions may touch it any more
 	released atomic.Bool  // the descriptor is not ours any more
 	lastLen  int64        // for Len from then on
 	draining atomic.Bool  // no new faults either: the last View has ended
@@ -59,6 +60,16 @@ var errRange = errors.New("out of range")
 func (r *Region) enterFault() bool {
 	r.active.Add(1)
 	if r.draining.Load() {
+		r.leave()
+		return false
+	}
+	return true
+}
+
+// enterAlways is enter for what must be done as long as the region has pages.
+func (r *Region) enterAlways() bool {
+	r.active.Add(1)
+	if r.gone.Load() {
 		r.leave()
 		return false
 	}
@@ -202,6 +213,7 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 		return nil, err
 	}
 	d.length, d.stored = uint64(size), uint64(size)
+	d.pages = (uint64(reach) + 1<<shift - 1) >> shift
 	d.words = p.w
 	d.minResident = o.MinResident >> frameShift
 	r.rawErr = r.setFlags(o)
@@ -245,9 +257,6 @@ func (r *Region) setFlags(o RegionOptions) error {
 	if r.opt.Prefetch != prefetch.None() {
 		d.flags |= descNotices
 	}
-	if !o.ReadOnly {
-		d.flags |= descServeDirty
-	}
 	if o.OnReadError == Wait {
 		d.flags |= descWaitError
 	}
@@ -276,6 +285,9 @@ func (r *Region) setFlags(o RegionOptions) error {
 		d.mem = unsafe.Pointer(unsafe.SliceData(k.Mem))
 	}
 	d.flags |= descRaw
+	if !o.ReadOnly && !o.Writeback.NoSteal {
+		d.flags |= descServeDirty
+	}
 	return nil
 }
 
@@ -309,22 +321,40 @@ func (r *Region) close() error {
 	p.abandonAll(r, ErrClosed)
 	p.drain(func() bool {
 		p.emptyLine(r, ErrClosed)
+		p.abandonAll(r, ErrClosed)
+		p.endParkedWrites(r)
 		return r.active.Load() == 0
 	})
-	if err := r.syncForClose(); err != nil && syncErr == nil {
-		syncErr = err
-	}
+	p.drain(func() bool {
+		p.dropHolds(0)
+		return !r.pinned()
+	})
 	// Raw accesses from here on are faults.
 	atomic.StoreUint32(&d.state, descClosing)
 	p.drain(func() bool { return atomic.LoadUint32(&d.users) == 0 })
-	p.dropHoldsOf(r)
+	// Nobody writes any more: what is dirty now is the last there is.
+	if err := r.syncForClose(); err != nil && syncErr == nil {
+		syncErr = err
+	}
 	r.evictAll()
+	r.gone.Store(true)
+	p.drain(func() bool { return r.active.Load() == 0 })
+	p.evictMu.Lock() // an eviction may still be giving spans back
+	p.evictMu.Unlock()
 	p.forget(r)
 	err := errors.Join(syncErr, r.closeWrite(), r.store.Close())
 	r.lastLen = r.Len()
 	r.released.Store(true)
 	sp.release(r)
 	return err
+}
+
+// pinned: some page has pins.
+func (r *Region) pinned() (yes bool) {
+	if load64(&r.d.resident) > 0 {
+		r.eachPage(func(_ uint64, w word) { yes = yes || w&pinMask != 0 })
+	}
+	return yes
 }
 
 // drain waits until done says so, for things that end soon or are the user's.
@@ -354,8 +384,8 @@ func (r *Region) eachPage(fn func(page uint64, w word)) {
 	}
 }
 
-// evictAll drops every page of a region that is being closed; pins and loads
-// under way are waited for.
+// evictAll drops every page of a region that is being closed. Dirty pages are
+// those that Close could not write, and says so, or that are Private.
 func (r *Region) evictAll() {
 	p := r.p
 	batch := make([]zapEntry, 0, maxEvictBatch)

@@ -34,6 +34,12 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 	old := r.Len()
 	if size >= old {
 		if !r.opt.Private {
+			// No write of the page that contains the old end may be under way:
+			// the store cuts it there.
+			if err := r.quietPage(ctx, uint64(old)>>r.shift); err != nil {
+				return err
+			}
+			defer r.unquiet()
 			if err := r.store.Truncate(size); err != nil {
 				return r.fault("resize", uint64(old)>>r.shift, err)
 			}
@@ -44,22 +50,27 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 	// Shrinking. What remains of the last page must read as zeros when the
 	// region grows again; then new faults are refused, then pages dropped.
 	tail := (size + 1<<r.shift - 1) &^ (1<<r.shift - 1)
-	if tail > size {
-		end := min(tail, old)
-		pin, err := r.AcquireWrite(ctx, size, end-size)
-		if err != nil {
-			return err
-		}
-		bare.Zero(unsafe.Add(r.base, size), uintptr(end-size))
-		defer pin.Release()
-	}
 	atomic.StoreUint64(&r.d.length, uint64(size))
 	first := uint64(tail) >> r.shift
 	n := (uint64(old)+1<<r.shift-1)>>r.shift - min(first, (uint64(old)+1<<r.shift-1)>>r.shift)
-	if err := r.dropPages(ctx, pageRange{first, n}); err != nil {
+	// Once pages are dropped there is no way back: wait for pins before.
+	if err := r.waitUnpinned(ctx, pageRange{first, n}); err != nil {
 		atomic.StoreUint64(&r.d.length, uint64(old))
 		return err
 	}
+	if tail > size {
+		if err := r.zeroPast(uint64(size)>>r.shift, size, tail); err != nil {
+			atomic.StoreUint64(&r.d.length, uint64(old))
+			return err
+		}
+	}
+	if err := r.dropPages(context.Background(), pageRange{first, n}); err != nil {
+		return err
+	}
+	if err := r.quietPage(context.Background(), uint64(size)>>r.shift); err != nil {
+		return err
+	}
+	defer r.unquiet()
 	if stored := bare.Load64(&r.d.stored); stored > uint64(size) {
 		bare.Store64(&r.d.stored, uint64(size))
 	}
@@ -70,6 +81,63 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 		}
 	}
 	return nil
+}
+
+// quietPage keeps a page from being written to the store, and waits until a
+// write under way has ended. It lasts until unquiet.
+func (r *Region) quietPage(ctx context.Context, page uint64) error {
+	bare.Store64(&r.d.holdFirst, page)
+	bare.Store64(&r.d.holdEnd, page+1)
+	for turn := 0; ; turn++ {
+		pw, w := r.d.look(page)
+		if s := w & stateMask; pw == nil || s != stCopying && s != stWriting && s != stUnlocking {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			r.unquiet()
+			return err
+		}
+		r.p.reapSome(64)
+		pause(turn)
+	}
+}
+
+// unquiet lets held pages be written again, and starts what waited for it.
+func (r *Region) unquiet() {
+	first, end := bare.Load64(&r.d.holdFirst), bare.Load64(&r.d.holdEnd)
+	bare.Store64(&r.d.holdEnd, 0)
+	var list []dirtyPage
+	for page := first; page < end; page++ {
+		if pw, w := r.d.look(page); pw != nil && w&stateMask == stDirty {
+			list = append(list, dirtyPage{r.d, page})
+		}
+	}
+	r.p.writeBack(list, writeSync)
+}
+
+// waitUnpinned waits until no page of pr is pinned.
+func (r *Region) waitUnpinned(ctx context.Context, pr pageRange) error {
+	for turn := 0; ; turn++ {
+		pinned := false
+		r.eachIn(pr, func(_ uint64, w word) { pinned = pinned || w&pinMask != 0 })
+		if !pinned {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		r.p.dropHolds(0)
+		pause(turn)
+	}
+}
+
+// pause waits a little in ordinary code, longer as turns go by.
+func pause(turn int) {
+	if turn < 100 {
+		runtime.Gosched()
+		return
+	}
+	time.Sleep(100 * time.Microsecond)
 }
 
 // dropPages makes all pages of pr Missing, whatever is in them. It waits for
@@ -107,6 +175,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 			}
 			if w&stateMask == stDirty {
 				r.forceClean(page)
+				r.pageWritten(page) // whoever waits for its write waits in vain
 				_, w = r.d.look(page)
 			}
 			if w&stateMask == stFailed {
@@ -126,11 +195,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 			return err
 		}
 		p.reapSome(64)
-		if turn < 100 {
-			runtime.Gosched()
-		} else {
-			time.Sleep(100 * time.Microsecond)
-		}
+		pause(turn)
 	}
 }
 
@@ -238,21 +303,14 @@ func (r *Region) discardPages(ctx context.Context, pr pageRange) (err error) {
 		}
 		return nil
 	}
-	r.write.discards.Lock()
-	defer r.write.discards.Unlock()
+	r.write.resizing.Lock()
+	defer r.write.resizing.Unlock()
+	if err := r.waitUnpinned(ctx, pr); err != nil {
+		return err
+	}
 	bare.Store64(&r.d.holdFirst, pr.first)
 	bare.Store64(&r.d.holdEnd, pr.first+pr.n)
-	defer func() {
-		bare.Store64(&r.d.holdEnd, 0)
-		// A Sync that waited for a page of the range has it written now.
-		var list []dirtyPage
-		for page := pr.first; page < pr.first+pr.n; page++ {
-			if pw, w := r.d.look(page); pw != nil && w&stateMask == stDirty {
-				list = append(list, dirtyPage{r.d, page})
-			}
-		}
-		r.p.writeBack(list, writeSync)
-	}()
+	defer r.unquiet()
 	if err := r.dropPages(ctx, pr); err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -145,8 +144,7 @@ func (s *space) openUffd() error {
 		f.Close()
 		return unsupported("SIGBUS trap: %v", err)
 	}
-	n := min(4, max(2, runtime.GOMAXPROCS(0)))
-	if err := coro.StartServers(n); err != nil {
+	if err := coro.StartServers(nServers); err != nil {
 		f.Close()
 		return unsupported("fault server: %v", err)
 	}
@@ -316,7 +314,8 @@ func (s *space) open(r *Region, reach int64, shift uint32, mode coro.Mode) error
 	}
 	d := descAt(i)
 	a := &s.arenas[at.arena]
-	*d = desc{index: i, shift: shift, users: d.users, fd: -1}
+	d.reset()
+	d.index, d.shift, d.fd = i, shift, -1
 	d.base = a.lo + at.at<<granuleShift
 	d.dir = unsafe.Add(a.dirs, at.at<<(granuleShift-frameShift-leafShift)*8)
 	d.spans = unsafe.Add(a.spans, at.at*4)

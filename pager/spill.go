@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +22,6 @@ type spill struct {
 	bits  unsafe.Pointer
 	n     uintptr // bytes of bits
 	limit int64   // pages
-	used  atomic.Int64
 }
 
 // openSpill makes the region's spill file.
@@ -104,13 +102,13 @@ func (r *Region) writeStore() store.Store {
 // is full.
 func (r *Region) spillRoom(page uint64) bool {
 	s := r.write.spill
-	return s == nil || s.used.Load() < s.limit || r.d.spilled(page)
+	return s == nil || load64(&r.d.spillUsed) < s.limit || r.d.spilled(page)
 }
 
 // spillFull: changes have nowhere to go any more.
 func (r *Region) spillFull() bool {
 	s := r.write.spill
-	return s != nil && s.used.Load() >= s.limit
+	return s != nil && load64(&r.d.spillUsed) >= s.limit
 }
 
 // markSpilled notes that pages have been written to the spill file.
@@ -121,7 +119,7 @@ func (r *Region) markSpilled(first, n uint64) {
 	}
 	for page := first; page < first+n; page++ {
 		if r.d.setSpilled(page) {
-			s.used.Add(1)
+			add64(&r.d.spillUsed, 1)
 		}
 	}
 }
@@ -135,7 +133,7 @@ func (r *Region) unspill(first, n uint64) {
 	for page := first; page < first+n; page++ {
 		bit := uint64(1) << (page & 63)
 		if bare.And64((*uint64)(unsafe.Add(s.bits, page>>6*8)), ^bit)&bit != 0 {
-			s.used.Add(-1)
+			add64(&r.d.spillUsed, -1)
 		}
 	}
 }

@@ -27,17 +27,19 @@ import (
 
 // SyncOp is a sync under way.
 type SyncOp struct {
-	r      *Region
-	first  uint64 // range, in pages
-	end    uint64
-	efd    *sharedEventfd
-	done   chan struct{}
-	begun  time.Time
-	left   atomic.Int64 // pages to be written, plus one while the op is being started
-	mu     sync.Mutex
-	err    error
-	again  map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
-	flushO aio.Op
+	r       *Region
+	first   uint64 // range, in pages
+	end     uint64
+	efd     *sharedEventfd
+	done    chan struct{}
+	begun   time.Time
+	left    atomic.Int64 // pages to be written, plus one while the op is being started
+	running atomic.Int64 // about how many of them are being written
+	todo    []dirtyPage  // to be started; guarded by mu
+	mu      sync.Mutex
+	err     error
+	again   map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
+	flushO  aio.Op
 }
 
 // SyncEventfd is SyncRange that does not wait: efd, an eventfd of the caller
@@ -134,7 +136,7 @@ func (s *SyncOp) fail(err error) {
 
 // start begins the writes.
 func (s *SyncOp) start() {
-	r, p := s.r, s.r.p
+	r := s.r
 	s.left.Store(1)
 	if r.opt.ReadOnly || r.opt.Private || s.end == s.first {
 		s.finish()
@@ -169,8 +171,32 @@ func (s *SyncOp) start() {
 	r.write.mu.Unlock()
 	// A page of the list that somebody else begins to write before we do is
 	// as good: his copy is made after the call.
-	p.writeBack(list, writeSync)
+	s.todo = list
+	s.pump()
 	s.pageDone()
+}
+
+// syncWindow is how many frames of one op are copied and in flight at a time,
+// roughly: a Sync of a large region must not double its memory.
+const syncWindow = 4096
+
+// pump starts writes of the op as the window allows.
+func (s *SyncOp) pump() {
+	pages := int(max(1, syncWindow/s.r.fpp))
+	for {
+		s.mu.Lock()
+		n := min(len(s.todo), pages/2)
+		n = max(n, min(1, len(s.todo)))
+		if n == 0 || s.running.Load() >= int64(pages) {
+			s.mu.Unlock()
+			return
+		}
+		list := s.todo[:n:n]
+		s.todo = s.todo[n:]
+		s.running.Add(int64(n))
+		s.mu.Unlock()
+		s.r.p.writeBack(list, writeSync)
+	}
 }
 
 // eachDirty calls fn for the pages of the op's range that are Dirty or
@@ -184,7 +210,7 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 			continue
 		}
 		group := atomic.LoadUint64(&m.group)
-		if uint32(atomic.LoadUint64(d.dirEntry(group<<leafShift)))&dirLeafMask != leaf {
+		if !d.owns(leaf, group) {
 			continue // a leaf on the free list still names its last group
 		}
 		first := group << leafShift
@@ -212,11 +238,19 @@ func (r *Region) endWrites(first, n uint64, err error) (clean int64, ready []*Sy
 	defer ws.mu.Unlock()
 	told := false
 	for page := first; page < first+n; page++ {
-		if endWrite(r.d, page, err == nil) {
+		isClean := endWrite(r.d, page, err == nil)
+		if isClean {
 			clean++
 		}
 		if l := ws.waiters[page]; len(l) > 0 {
 			told = true
+			if isClean {
+				// All that anybody wrote is in the store, whenever the write
+				// began.
+				for _, s := range l {
+					delete(s.again, page)
+				}
+			}
 			kept := r.tell(page, l, err, &ready)
 			if len(kept) > 0 {
 				more = append(more, dirtyPage{r.d, page})
@@ -270,6 +304,10 @@ func (r *Region) pageWritten(page uint64) {
 	if l := ws.waiters[page]; len(l) > 0 {
 		switch st := w & stateMask; {
 		case st == stDirty:
+			// The next write begins after all these ops did.
+			for _, s := range l {
+				delete(s.again, page)
+			}
 			again = true
 		case st < stUnlocking || st > stWriting:
 			for _, s := range l {
@@ -289,7 +327,12 @@ func (r *Region) pageWritten(page uint64) {
 
 // pageDone lowers the op's count; the last one flushes the store.
 func (s *SyncOp) pageDone() {
-	if s.left.Add(-1) != 0 {
+	left := s.left.Add(-1)
+	if left != 0 {
+		// Pages that others wrote count as well: it is a window, not a ledger.
+		if s.running.Add(-1) < int64(max(1, syncWindow/s.r.fpp))/2 {
+			s.pump()
+		}
 		return
 	}
 	s.mu.Lock()
@@ -299,6 +342,7 @@ func (s *SyncOp) pageDone() {
 		s.finish()
 		return
 	}
+	s.r.write.unflushed.Store(false)
 	s.flushO = aio.Op{Code: aio.Flush, Done: flushDone, Arg: s}
 	s.r.p.stats.flushes.Add(1)
 	ops := [1]*aio.Op{&s.flushO}
@@ -341,7 +385,7 @@ func (s *SyncOp) finish() {
 
 // syncForClose syncs a writable region as Close promises.
 func (r *Region) syncForClose() error {
-	if r.opt.ReadOnly || r.opt.Private || load64(&r.d.dirty) == 0 && r.write.inflight.Load() == 0 {
+	if r.opt.ReadOnly || r.opt.Private || load64(&r.d.dirty) == 0 && r.write.inflight.Load() == 0 && !r.write.unflushed.Load() {
 		r.write.mu.Lock()
 		defer r.write.mu.Unlock()
 		if !r.opt.ReadOnly && !r.opt.Private {

@@ -15,7 +15,7 @@ import (
 //
 //	directory (one 8-byte entry per 64 pages, zero = nothing there)
 //	┌───────────────┬─────────┬──────────┐
-//	│ incarnation 32│ count 7 │ leaf 25  │ ──▶ leaf: 64 page words, 512 bytes
+//	│ incarnation 32│ count 8 │ leaf 24  │ ──▶ leaf: 64 page words, 512 bytes
 //	└───────────────┴─────────┴──────────┘
 //
 // count is the number of pages of the group that are claimed, that is, not
@@ -34,9 +34,9 @@ import (
 const (
 	leafPages     = 64
 	leafShift     = 6
-	dirLeafMask   = 1<<25 - 1
-	dirCountOne   = 1 << 25
-	dirCountMask  = (1<<7 - 1) << 25
+	dirLeafMask   = 1<<24 - 1
+	dirCountOne   = 1 << 24
+	dirCountMask  = (1<<8 - 1) << 24
 	dirIncOne     = 1 << 32
 	maxLeaves     = 1 << 24
 	leafBytes     = leafPages * 8
@@ -64,12 +64,14 @@ type desc struct {
 	flags  uint32 // desc* flags
 	shift  uint32 // log2 of the page size
 	base   uintptr
+	pages  uint64         // what the addresses hold, constant: the reach of the region
 	length uint64         // bytes; accesses past it are faults
 	stored uint64         // bytes that the store has; pages past it read as zeros
 	dir    unsafe.Pointer // *[groups]uint64
 	spans  unsafe.Pointer // *[…]uint32, one per 2 MiB of the region
 	words  *pagerWords
 	index  uint32
+	inc    uint32 // how often the descriptor has been used
 	fd     int32
 	fdOff  uint64
 	mem    unsafe.Pointer // memory store
@@ -81,6 +83,7 @@ type desc struct {
 
 	// Private regions: which pages are in the spill file instead of the store.
 	spillBits unsafe.Pointer // *[…]uint64, nil: not private
+	spillUsed int64          // pages
 	spillFD   int32
 	_         [4]byte
 
@@ -101,6 +104,15 @@ const (
 	descRestart                // every fault becomes a Go fault
 	descWaitError              // OnReadError: Wait
 )
+
+// reset clears all but state and users: a fault server may just be finding out
+// that the region it knew is gone.
+func (d *desc) reset() {
+	const from = unsafe.Offsetof(d.flags)
+	inc := d.inc
+	clear(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(d), from)), unsafe.Sizeof(*d)-from))
+	d.inc = inc + 1
+}
 
 // dirEntry is where the directory entry of page's group is.
 //
@@ -272,6 +284,8 @@ func allocLeaf() uint32 {
 //go:norace
 func freeLeaf(leaf uint32) {
 	m := metaOf(leaf)
+	bare.Store32(&m.desc, 0)
+	bare.Store64(&m.dirty, 0)
 	for {
 		h := bare.Load64(&sp.leafFree)
 		bare.Store32(&m.next, uint32(h))
@@ -282,29 +296,46 @@ func freeLeaf(leaf uint32) {
 }
 
 // claim makes a Missing page Loading, owned by the caller, who has reserved
-// its frames. extra is added to the new word (pins, flags). If the page is not
-// Missing, or no leaf is left (w = 0, p = nil), ok is false.
+// its frames. extra is added to the new word (pins, flags).
+//
+// The caller looks at the length after the claim (see past) and fails the page
+// if it lies behind: Resize lowers the length before it looks for claimed
+// pages, so one of the two sees the other.
 //
 //go:nosplit
 //go:norace
-func (d *desc) claim(page uint64, extra word) (p *word, gen uint32, ok bool) {
+func (d *desc) claim(page uint64, extra word) (p *word, gen uint32, got claimResult) {
 	p = d.hold(page)
 	if p == nil {
-		return nil, 0, false
+		return nil, 0, claimFull
 	}
 	for {
 		w := bare.Load64(p)
 		if w&stateMask != stMissing {
 			d.drop(page)
-			return p, 0, false
+			return p, 0, claimTaken
 		}
 		n := (w&genMask + genOne) | stLoading | extra
 		if bare.Cas64(p, w, n) {
 			bare.Add64((*uint64)(unsafe.Pointer(&d.resident)), uint64(d.framesPerPage()))
-			return p, uint32(n >> 32), true
+			return p, uint32(n >> 32), claimed
 		}
 	}
 }
+
+// past: the page lies behind the end of the region.
+//
+//go:nosplit
+//go:norace
+func (d *desc) past(page uint64) bool { return page<<d.shift >= bare.Load64(&d.length) }
+
+type claimResult uint8
+
+const (
+	claimed    claimResult = iota
+	claimTaken             // the page is not Missing
+	claimFull              // no leaf is left
+)
 
 // vacate makes the caller's page (in a state only he may leave) Missing and
 // reports whether its span became empty. The caller owns the frames now.

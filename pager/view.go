@@ -222,7 +222,7 @@ func errnoError(errno uintptr) error {
 		return errRange
 	case errnoReadOnly:
 		return ErrReadOnly
-	case errnoTable:
+	case errnoTable, errnoNoRoom:
 		return ErrBudget
 	case errnoShrunk:
 		return fmt.Errorf("the store is shorter than when it was opened: %w", io.ErrUnexpectedEOF)

@@ -19,9 +19,11 @@ import (
 // waiter in the bucket of that page; nobody else waits in any other way, and
 // there is no goroutine per request.
 //
-// Lock order: Region.prefetchMu, then lineMu, then evictMu, then a bucket's mu.
-// Under a bucket's mu only page words are changed. Completing an op (signalling
-// its owner) and starting I/O happen with no lock held.
+// Lock order: regionAhead.mu, then evictMu; line.mu, a bucket's mu,
+// writeState.mu, jobQueue.mu, loadQueue.mu and holdMu are leaves: nothing is
+// locked under them. Under a bucket's mu only page words are changed.
+// Completing an op (signalling its owner) and starting I/O happen with no lock
+// held, because a store may complete within Start.
 const bucketCount = 4096
 
 type bucket struct {
@@ -52,6 +54,7 @@ type waitOp struct {
 	one    [1]pageRange
 	pin    bool // the pages are to be pinned
 	write  bool // … and a credit more for each, to be made dirty by the owner
+	paid   bool // the latter have been taken
 	ticket bool // frames are all it wants: the owner uses them himself
 
 	left  atomic.Int32 // pages still missing, plus one while the op is being started
@@ -70,7 +73,12 @@ type waitOp struct {
 	// In the line for frames.
 	nextInLine *waitOp
 	inLine     bool
-	need       int64 // frames and credits
+	served     bool      // somebody is trying to make room for it
+	cancel     error     // why it is to leave the line
+	saved      int64     // credits kept for it
+	passed     int       // times it was sent to the end of the line
+	stuck      time.Time // since when its region has had no room for it
+	need       int64     // frames and credits
 
 	w0 [1]waiter
 	ws []waiter
@@ -177,10 +185,9 @@ func (op *waitOp) complete() {
 		return
 	}
 	// Abandoned: the owner returned because its context ended.
+	// It is not recycled: the owner may still be taking it out of the line.
 	op.undo()
-	r := op.r
-	op.free()
-	r.leave()
+	op.r.leave()
 }
 
 // undo releases what the op has pinned.
@@ -188,7 +195,12 @@ func (op *waitOp) undo() {
 	op.mu.Lock()
 	got := op.got
 	op.got = nil
+	paid := op.paid
+	op.paid = false
 	op.mu.Unlock()
+	if paid {
+		op.r.p.giveCredits(op.firstPage(), op.need)
+	}
 	for _, pr := range got {
 		op.r.unpin(pr, false)
 	}
@@ -329,13 +341,13 @@ func (p *Pager) failPage(r *Region, page uint64, gen uint32, from word, err erro
 	if v&pinMask != 0 {
 		p.giveCredits(page, r.fpp)
 	}
-	p.unreserve(r.fpp)
 	for w := ready; w != nil; {
 		next := w.next
 		w.op.fail(err)
 		w.op.pageDone()
 		w = next
 	}
+	p.unreserve(r.fpp)
 }
 
 // abandonAll completes every waiting op of r with err; for Close. Pins that

@@ -30,8 +30,9 @@ type pagerWords struct {
 	// What only the fault server may use, so that it can always go on: frames
 	// below zero while SetBudget is on its way down (the old budget still
 	// holds), and credits out of the reserve.
-	frameSlack  int64
-	creditSlack int64
+	serverFrames int64 // the last free frames
+	frameSlack   int64
+	creditSlack  int64
 
 	hand uint32 // next leaf the fault server looks at for a victim
 
@@ -97,12 +98,13 @@ func (w *pagerWords) wake() {
 	}
 }
 
-// takeFrames takes n free frames if there are so many.
+// takeFrames takes n free frames if there are so many besides the fault
+// server's.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (w *pagerWords) takeFrames(n int64) bool { return w.takeFramesDownTo(n, 0) }
+func (w *pagerWords) takeFrames(n int64) bool { return w.takeFramesDownTo(n, load64(&w.serverFrames)) }
 
 // takeFramesDownTo takes n frames if at least floor are left then.
 //

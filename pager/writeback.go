@@ -69,7 +69,7 @@ func copyOut(d *desc, first uint64, n int, dst unsafe.Pointer) (took int) {
 	pinned := false
 	for k = 0; k < n; k++ {
 		pw, w := d.look(first + uint64(k))
-		if pw == nil || w&stateMask != stDirty || d.held(first+uint64(k)) {
+		if pw == nil || w&stateMask != stDirty {
 			break
 		}
 		if w&flagWritePin != 0 {
@@ -86,6 +86,12 @@ func copyOut(d *desc, first uint64, n int, dst unsafe.Pointer) (took int) {
 			}
 			break
 		}
+		if d.held(first + uint64(k)) {
+			// After the transition: who holds pages sets the hold and then
+			// looks at their states.
+			setState(pw, stCopying, stDirty, 0, 0)
+			break
+		}
 		if pinned {
 			k++
 			break
@@ -94,8 +100,15 @@ func copyOut(d *desc, first uint64, n int, dst unsafe.Pointer) (took int) {
 	if k <= 0 {
 		return 0
 	}
-	if !pinned {
-		protectRange(d.addr(first), uintptr(k)<<d.shift, true)
+	if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {
+		// Out of memory for page tables: what is protected half way is made
+		// writable again before anybody may rely on it.
+		protectRange(d.addr(first), uintptr(k)<<d.shift, false)
+		for i := 0; i < k; i++ {
+			pw, _ := d.look(first + uint64(i))
+			setState(pw, stCopying, stDirty, 0, 0)
+		}
+		return 0
 	}
 	for i := 0; i < k; i++ {
 		d.clearDirty(first + uint64(i))
@@ -258,17 +271,24 @@ func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
 	for i := 0; i < len(list); {
 		d, page := list[i].d, list[i].page
 		r := regionOf(d)
+		if r != nil && (why == writeSync && !r.enterAlways() || why != writeSync && !r.enterFault()) {
+			r = nil
+		}
 		k := i + 1
 		for k < len(list) && list[k].d == d && list[k].page == list[k-1].page+1 {
 			k++
 		}
 		n := list[k-1].page - page + 1
 		i = k
-		if r == nil || r.p != p {
+		if r == nil || r.p != p || r.d != d {
+			if r != nil {
+				r.leave()
+			}
 			continue
 		}
 		for n > 0 {
 			if why != writeSync && p.writeRoom() <= 0 {
+				r.leave()
 				return started
 			}
 			took := p.writeRun(r, page, n, why)
@@ -280,6 +300,7 @@ func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
 			page += took
 			n -= took
 		}
+		r.leave()
 	}
 	return started
 }
@@ -313,6 +334,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 			if err := r.opt.Seal(int64(first+i), buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
 				w := writePool.Get().(*writeIO)
 				*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf}
+				r.active.Add(1)
 				r.write.inflight.Add(int64(took))
 				p.writingFrames.Add(int64(took) * r.fpp)
 				p.writeDone(w, fmt.Errorf("seal: %w", err))
@@ -320,6 +342,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 			}
 		}
 	}
+	r.active.Add(1) // until writeDone
 	r.write.inflight.Add(int64(took))
 	p.writingFrames.Add(int64(took) * r.fpp)
 	w := writePool.Get().(*writeIO)
@@ -354,8 +377,12 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 	writePool.Put(w)
 	if err == nil {
 		p.stats.writebacks.Add(int64(n))
-		r.raiseStored(min(uint64(r.Len()), (first+uint64(n))<<r.shift))
-		r.markSpilled(first, uint64(n))
+		r.write.unflushed.Store(true)
+		if r.write.spill != nil {
+			r.markSpilled(first, uint64(n))
+		} else {
+			r.raiseStored(min(uint64(r.Len()), (first+uint64(n))<<r.shift))
+		}
 	} else {
 		p.stats.writeErrors.Add(1)
 		err = r.fault("write", first, err)
@@ -385,6 +412,7 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 		}
 		p.cleaned()
 	}
+	r.leave()
 }
 
 // evictNext makes clean pages leave that eviction had chosen while they were
@@ -404,9 +432,6 @@ func (p *Pager) evictNext(r *Region, first, n uint64) {
 func (p *Pager) cleaned() {
 	p.roomMade()
 	if p.waiting.Load() != 0 {
-		p.line.mu.Lock()
-		p.line.moved = time.Now()
-		p.line.mu.Unlock()
 		p.serveLine()
 	}
 }
@@ -450,17 +475,31 @@ func (p *Pager) collectDirty(list []dirtyPage, only *desc, limit int) []dirtyPag
 			}
 		}
 		group := atomic.LoadUint64(&m.group)
+		if !d.owns(leaf, group) {
+			continue
+		}
 		for k := range uint64(leafPages) {
-			if bits>>k&1 != 0 {
+			if bits>>k&1 != 0 && (limit == 0 || d.mayClean(group<<leafShift+k)) {
 				list = append(list, dirtyPage{d, group<<leafShift + k})
 			}
 		}
 		if limit > 0 && len(list) >= limit {
-			p.flush.hand.Store(leaf)
+			p.flush.hand.Store(leaf + 1)
 			break
 		}
 	}
 	return list
+}
+
+// owns: the leaf is the one of this group of the region now.
+func (d *desc) owns(leaf uint32, group uint64) bool {
+	return group<<leafShift < d.pages && uint32(atomic.LoadUint64(d.dirEntry(group<<leafShift)))&dirLeafMask == leaf
+}
+
+// mayClean: the page is Dirty and would be clean after a write.
+func (d *desc) mayClean(page uint64) bool {
+	pw, w := d.look(page)
+	return pw != nil && w&stateMask == stDirty && w&flagWritePin == 0
 }
 
 // flushForRoom writes some dirty pages because somebody needs room.
@@ -474,13 +513,12 @@ func (p *Pager) flushForRoom() {
 
 // flushTick is the housekeeper's look at dirty pages.
 func (p *Pager) flushTick() {
-	dirty := load64(&p.w.dirty)
-	if dirty == 0 {
-		return
-	}
 	if p.flush.want.Load() {
 		p.flushForRoom()
 		p.roomIfCredits()
+	}
+	if load64(&p.w.dirty) == 0 {
+		return
 	}
 	now := time.Now()
 	for _, r := range p.regionList() {
@@ -533,7 +571,11 @@ func (p *Pager) roomIfCredits() {
 //go:norace
 //go:nocheckptr
 func serveWrite(d *desc, page uint64) (errno uintptr) {
+	var failed uintptr
 	for turn := 0; ; turn++ {
+		if bare.Load32(&d.state) != descLive {
+			return errnoClosed
+		}
 		pw, w := d.look(page)
 		if pw == nil || !present(w) {
 			return 0 // it has left: the store faults anew
@@ -552,7 +594,17 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 		}
 		// With the slack there are always a few pages that are Dirty and not
 		// being written: those that came by it.
-		if cleanOne(d.words) != 0 {
+		if e := cleanVia(d.words); e != 0 {
+			if e != errnoNothing {
+				failed = e
+			}
+			if turn > serveLimit/4 {
+				// The store takes nothing, or nothing may be written.
+				if failed == 0 {
+					failed = errnoNoRoom
+				}
+				return failed
+			}
 			if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack)) {
 				return 0
 			}
@@ -561,7 +613,18 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 	}
 }
 
-const errnoNothing = 1<<21 + 2
+const (
+	errnoNothing = 1<<21 + 2 // no page that the server may write
+	errnoNoRoom  = 1<<20 + 8 // nothing can be written to make room for a dirty page
+)
+
+// cleanVia is cleanOne, called through a variable: the linker counts the stack
+// of nosplit functions along static calls, assuming the little that is left of
+// a goroutine's; the fault server has 64 KiB of its own.
+var (
+	cleanVia     = cleanOne
+	cleanPageVia = cleanPage
+)
 
 // cleanOne writes one dirty page of the pager and makes it clean.
 //
@@ -581,21 +644,30 @@ func cleanOne(words *pagerWords) (errno uintptr) {
 		if di == 0 || bits == 0 {
 			continue
 		}
-		d := (*desc)(unsafe.Add(sp.descs, uintptr(di)*unsafe.Sizeof(desc{})))
-		if d.words != words || bare.Load32(&d.state) != descLive || bare.Load32(&d.flags)&descServeDirty == 0 {
+		d := enterDesc(di, words)
+		if d == nil {
 			continue
 		}
-		first := bare.Load64(&m.group) << leafShift
-		for k := uint64(0); k < leafPages; k++ {
-			if bits>>k&1 == 0 {
-				continue
-			}
-			if e := cleanPage(d, first+k); e != errnoNothing {
-				return e
+		if bare.Load32(&d.flags)&descServeDirty != 0 {
+			first := bare.Load64(&m.group) << leafShift
+			for k := uint64(0); k < leafPages; k++ {
+				if bits>>k&1 == 0 {
+					continue
+				}
+				if e := cleanPageVia(d, first+k); e == 0 {
+					bare.Add32(&d.users, ^uint32(0))
+					return 0
+				} else if e != errnoNothing {
+					errno = e
+				}
 			}
 		}
+		bare.Add32(&d.users, ^uint32(0))
 	}
-	return errnoNothing
+	if errno == 0 {
+		errno = errnoNothing
+	}
+	return errno
 }
 
 // cleanPage writes one page if it is dirty, unpinned and whole.
@@ -604,6 +676,9 @@ func cleanOne(words *pagerWords) (errno uintptr) {
 //go:norace
 //go:nocheckptr
 func cleanPage(d *desc, page uint64) (errno uintptr) {
+	if page >= d.pages {
+		return errnoNothing
+	}
 	pw, w := d.look(page)
 	off := page << d.shift
 	if pw == nil || w&stateMask != stDirty || w&flagWritePin != 0 || off+uint64(d.pageSize()) > bare.Load64(&d.length) {
@@ -636,7 +711,9 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 	giveServerBuffer(i)
 	if errno == 0 {
 		if d.spillBits != nil {
-			d.setSpilled(page)
+			if d.setSpilled(page) {
+				add64(&d.spillUsed, 1)
+			}
 		} else {
 			end := off + uint64(d.pageSize())
 			for {
