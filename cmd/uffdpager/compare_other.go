@@ -20,7 +20,7 @@ func haveFio() bool           { return false }
 type memoryGroups struct{ why string }
 
 func findMemoryGroups(int64) memoryGroups       { return memoryGroups{why: "not Linux"} }
-func warmCache(*os.File, int64)                 {}
+func warmCache(*os.File, int64) (cached int64)  { return 0 }
 func dropAllCache(*os.File, int64) (left int64) { return 0 }
 func runFio(context.Context, rowSpec, *os.File) rowResult {
 	return rowResult{Error: pager.ErrNotSupported.Error()}
