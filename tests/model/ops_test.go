@@ -59,10 +59,9 @@ type actor struct {
 	buf    []byte
 	cursor int64 // of sequential ranges
 	step   int
-	trace  [16]string // the last operations
+	trace  [40]string // the last operations
 	held   *heldPin
 	late   error // of a pin that was let go in between
-	total  int   // weights
 }
 
 // heldPin is a page that stays pinned while its holder does other things.
@@ -74,37 +73,39 @@ type heldPin struct {
 }
 
 func newActor(c chooser, w *world, id int) *actor {
-	a := &actor{chooser: c, w: w, id: id}
-	for _, o := range ops {
-		a.total += o.weight
-	}
-	return a
+	return &actor{chooser: c, w: w, id: id}
 }
 
 // do runs one operation that applies.
 func (a *actor) do() error {
 	r := a.w.regions[a.intn(len(a.w.regions), "region")]
-	for {
-		k := a.intn(a.total, "operation")
-		i := 0
-		for ; k >= ops[i].weight; i++ {
-			k -= ops[i].weight
+	applies := func(o *op) bool { return (!o.writes || r.writable) && (!o.raw || r.Raw() == nil) }
+	total := 0
+	for i := range ops {
+		if applies(&ops[i]) {
+			total += ops[i].weight
 		}
-		o := &ops[i]
-		if o.writes && !r.writable || o.raw && r.Raw() != nil {
-			continue
-		}
-		a.note("%s", o.name)
-		err := o.run(a, r)
-		if errors.Is(err, errSkip) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("actor %d, step %d, %s on a %s region with pages of %d: %w", a.id, a.step, a.trace[a.step%len(a.trace)], r.kind, r.page, err)
-		}
-		a.step++
-		return nil
 	}
+	k, o := a.intn(total, "operation"), &ops[0]
+	for i := range ops {
+		if o = &ops[i]; applies(o) {
+			if k < o.weight {
+				break
+			}
+			k -= o.weight
+		}
+	}
+	a.note("%s", o.name)
+	err := o.run(a, r)
+	if errors.Is(err, errSkip) { // something else, then
+		a.note("ReadAt instead of %s", o.name)
+		err = a.readAt(r)
+	}
+	if err != nil {
+		return fmt.Errorf("actor %d, step %d, %s on a %s region with pages of %d: %w", a.id, a.step, a.trace[a.step%len(a.trace)], r.kind, r.page, err)
+	}
+	a.step++
+	return nil
 }
 
 // note remembers what the actor is about to do.

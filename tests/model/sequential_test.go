@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,20 @@ import (
 // drawn is a chooser whose choices rapid shrinks.
 type drawn struct{ *rapid.T }
 
-func (d drawn) intn(n int, what string) int { return rapid.IntRange(0, n-1).Draw(d.T, what) }
+// intn draws short ranges evenly and long ones as rapid likes to: near the ends.
+func (d drawn) intn(n int, what string) int {
+	if n <= len(even) {
+		return rapid.SampledFrom(even[:n]).Draw(d.T, what)
+	}
+	return rapid.IntRange(0, n-1).Draw(d.T, what)
+}
+
+var even = func() (list [256]int) {
+	for i := range list {
+		list[i] = i
+	}
+	return list
+}()
 
 // drawSpec draws a small world: what fails should fail small.
 func drawSpec(c chooser, writes bool) spec {
@@ -76,7 +90,7 @@ func sequential(t *testing.T, seed uint64, lasts time.Duration) {
 	}
 	set("rapid.nofailfile", "true")
 	set("rapid.shrinktime", "20s")
-	set("rapid.checks", "10")
+	set("rapid.checks", "5")
 	dir := t.TempDir()
 	n := 0
 	for end := time.Now().Add(lasts); time.Now().Before(end) && !t.Failed(); seed++ {
@@ -115,9 +129,9 @@ func history(rt *rapid.T, dir string, writes bool) {
 		}
 	}()
 	w.allowHold()
-	for range c.intn(120, "operations") {
+	for range c.intn(200, "operations") {
 		if err := a.do(); err != nil {
-			rt.Fatalf("%v\nworld: %v", err, sp)
+			rt.Fatalf("%v\nworld: %v\nlast operations:\n\t%s\n%v", err, sp, strings.Join(a.history(), "\n\t"), w.p.Stats())
 		}
 		if c.intn(16, "collect") == 15 {
 			runtime.GC()
