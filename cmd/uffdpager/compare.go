@@ -63,7 +63,8 @@ where that is installed. FILE is only ever read.
 Every row runs in a process of its own, under the same memory limit where control
 groups can be had, with the page cache dropped before it. The rows take turns for
 --rounds rounds; what is printed is medians, with the range, and ratios to what
-the bare device did just before and after.
+the bare device did just before and after. With --workload overwrite whole blocks
+are written instead of read, and a miss is a block that reached the device.
 
 The defaults take some minutes; --rows makes it shorter. For numbers to be relied
 on, say --duration 10s --warmup 10s --rounds 7, and leave the machine alone
@@ -104,7 +105,7 @@ meanwhile.`,
 	f.BoolVar(&o.keep, "keep", false, "leave the file that was made")
 	f.Var(&o.budget, "budget", "memory for the pager's resident pages")
 	f.Var(&o.memory, "memory", "memory limit of every process that is compared (default: the budget and 48MiB)")
-	f.StringVar(&workload, "workload", "random", "what they read: "+strings.Join(compareWorkloads[:], ", "))
+	f.StringVar(&workload, "workload", "random", "what they do: "+strings.Join(compareWorkloads[:], ", "))
 	f.IntVar(&o.procs, "procs", 2, "GOMAXPROCS of rows that do not say otherwise")
 	f.IntVar(&o.goroutines, "goroutines", 64, "goroutines of rows that do not say otherwise")
 	f.IntVar(&o.rounds, "rounds", 5, "how often every row has its turn")
@@ -130,6 +131,8 @@ func (o *compareOptions) complete(changed func(flag string) bool) error {
 		return fmt.Errorf("--budget %s is below the smallest, %d bytes", &o.budget, pager.MinBudget)
 	case changed("memory") && o.memory <= o.budget:
 		return fmt.Errorf("--memory %s leaves no room beside --budget %s", &o.memory, &o.budget)
+	case o.file != "" && o.workload == loadOverwrite:
+		return errors.New("--workload overwrite writes, which compare does only to a file that it has made")
 	case o.procs < 1 || o.goroutines < 1 || o.rounds < 1:
 		return errors.New("--procs, --goroutines and --rounds must be above 0")
 	case o.duration < 10*time.Millisecond:

@@ -90,13 +90,7 @@ func measureRow(s rowSpec) (rowResult, error) {
 	b.from.Store(int64(time.Since(b.began)))
 	gauge.ResetPeak()
 	before := b.look(tick)
-	for until := before.at.Add(s.Duration); b.failed.Load() == nil; {
-		left := time.Until(until)
-		if left <= 0 {
-			break
-		}
-		time.Sleep(min(left, 100*time.Millisecond))
-	}
+	b.measure(before)
 	after := b.look(tick)
 	process, err := gauge.ReadProcess()
 	b.stop.Store(true)
@@ -111,9 +105,32 @@ func measureRow(s rowSpec) (rowResult, error) {
 		res.Metrics[mTables] = float64(process.PageTables)
 	}
 	if after.ops == before.ops {
-		return rowResult{}, fmt.Errorf("stands still: not one read in %v", s.Duration)
+		return rowResult{}, fmt.Errorf("stands still: nothing done in %v", s.Duration+standstill)
 	}
 	return res, nil
+}
+
+// standstill is how much longer than its time a row may take for its first op.
+const standstill = 3 * time.Second
+
+// measure waits for the time of the row, and then, if need be, for one op.
+func (b *bench) measure(before snapshot) {
+	end := before.at.Add(b.spec.Duration)
+	for b.failed.Load() == nil {
+		left := time.Until(end)
+		if left <= 0 && (b.ops() > before.ops || left < -standstill) {
+			return
+		}
+		time.Sleep(min(max(left, time.Millisecond), 100*time.Millisecond))
+	}
+}
+
+// ops is how many are done.
+func (b *bench) ops() (n int64) {
+	for i := range b.readers {
+		n += b.readers[i].ops.Load()
+	}
+	return n
 }
 
 // warm waits until the row has read what fills its memory, or for Warmup.
@@ -128,7 +145,7 @@ func (b *bench) warm() {
 		over = b.began.Add(min(s.Warmup, s.Duration))
 	}
 	for time.Now().Before(over) && b.failed.Load() == nil {
-		if n, ok := deviceReads(); ok && n >= fill {
+		if n, ok := deviceBytes(); ok && n >= fill {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -196,7 +213,7 @@ type snapshot struct {
 	major    float64
 	allocs   float64
 	ticks    float64
-	read     float64 // bytes from the device; negative: not told
+	moved    float64 // bytes from or to the device; negative: not told
 	others   float64 // s of processor time of the machine; negative: not told
 	flushes  float64 // of the machine; negative: not told
 	syscalls float64 // negative: not counted
@@ -211,9 +228,7 @@ func (b *bench) look(t *countingTicker) (s snapshot) {
 		return v
 	}
 	s.at = time.Now()
-	for i := range b.readers {
-		s.ops += b.readers[i].ops.Load()
-	}
+	s.ops = b.ops()
 	s.misses = -1
 	if b.way.misses != nil {
 		s.misses = float64(b.way.misses())
@@ -223,7 +238,7 @@ func (b *bench) look(t *countingTicker) (s snapshot) {
 	unix.Getrusage(unix.RUSAGE_SELF, &u)
 	s.cpu = float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 	s.switches, s.major = float64(u.Nvcsw+u.Nivcsw), float64(u.Majflt)
-	s.read = told(deviceReads())
+	s.moved = told(deviceBytes())
 	s.others = told(machineBusy())
 	s.flushes = told(machineFlushes())
 	s.syscalls, s.ipis = -1, -1
@@ -246,8 +261,8 @@ func (b *bench) metrics(before, after snapshot) map[string]float64 {
 		// What the device delivered, in blocks: with read-ahead that is more
 		// than was missed.
 		misses = ops
-		if after.read >= 0 {
-			misses = min((after.read-before.read)/blockSize, ops)
+		if after.moved >= 0 {
+			misses = min((after.moved-before.moved)/blockSize, ops)
 		}
 	}
 	m := map[string]float64{
@@ -265,8 +280,8 @@ func (b *bench) metrics(before, after snapshot) map[string]float64 {
 	perMiss(mMachine, before.flushes, after.flushes)
 	perMiss(mSyscalls, before.syscalls, after.syscalls)
 	perMiss(mIPIs, before.ipis, after.ipis)
-	if after.read >= 0 && ops > 0 {
-		m[mReadAmp] = (after.read - before.read) / (ops * blockSize)
+	if after.moved >= 0 && ops > 0 {
+		m[mReadAmp] = (after.moved - before.moved) / (ops * blockSize)
 	}
 	if after.others >= 0 {
 		m[mOthers] = max((after.others-before.others-(after.cpu-before.cpu))/took, 0)

@@ -121,18 +121,24 @@ func machineBusy() (float64, bool) {
 	return ticks / 100, true // USER_HZ is 100 on every system Go runs on
 }
 
-// deviceReads is what the process has had read from storage, in bytes
-// (proc(5), /proc/pid/io).
-func deviceReads() (float64, bool) {
+// deviceBytes is what the process has had read from storage and written to it, in
+// bytes (proc(5), /proc/pid/io).
+func deviceBytes() (sum float64, ok bool) {
 	b, err := os.ReadFile("/proc/self/io")
 	if err != nil {
 		return 0, false
 	}
-	_, rest, ok := strings.Cut(string(b), "\nread_bytes: ")
-	if !ok {
-		return 0, false
+	for _, name := range []string{"\nread_bytes: ", "\nwrite_bytes: "} {
+		_, rest, found := strings.Cut(string(b), name)
+		if !found {
+			return 0, false
+		}
+		line, _, _ := strings.Cut(rest, "\n")
+		n, err := strconv.ParseFloat(line, 64)
+		if err != nil {
+			return 0, false
+		}
+		sum += n
 	}
-	line, _, _ := strings.Cut(rest, "\n")
-	n, err := strconv.ParseFloat(line, 64)
-	return n, err == nil
+	return sum, true
 }

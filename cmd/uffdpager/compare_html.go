@@ -138,7 +138,7 @@ func (c *comparison) plots() []plot {
 		p.scale = newScale(all, logarithmic, show)
 		return p
 	}
-	misses := bars("Misses per second (dashed: the bare device at 64 reads under way)", mMisses, showCount, false)
+	misses := bars("Misses per second (dashed: the bare device with 64 under way)", mMisses, showCount, false)
 	for _, r := range c.Rows {
 		if r.Name == referenceRow {
 			misses.ref = r.Figures[mMisses].Median

@@ -132,14 +132,19 @@ func TestMemoryGroup(t *testing.T) {
 // workloads, and what is printed.
 func TestCompareProgram(t *testing.T) {
 	needRaw(t)
-	for _, load := range []string{"random", "zipf", "scan", "hotset+scan"} {
+	buildProgram(t)
+	for _, load := range compareWorkloads {
 		t.Run(load, func(t *testing.T) {
-			rows := "bytes,view,acquire*,readat,mmap-random-p2,mmap-warm-p2,pread-*,nowait-p2,device-*"
-			if load != "random" {
-				rows = "bytes,readat,mmap-normal-p2"
+			t.Parallel()
+			rows := "bytes,readat"
+			switch load {
+			case "random":
+				rows = "view,acquire,mmap-random-p2,mmap-warm-p2,pread-direct,nowait-p2"
+			case "overwrite":
+				rows = "writeat,acquirewrite,pwrite-direct"
 			}
-			cmd, dir, stdout, stderr := program(t, "compare", "--size", "16MiB", "--budget", "2MiB", "--rounds", "1", "--duration", "50ms",
-				"--warmup", "50ms", "--workload", load, "--rows", rows, "--json", "--html", "page.html")
+			cmd, dir, stdout, stderr := program(t, "compare", "--size", "16MiB", "--budget", "2MiB", "--rounds", "1", "--duration", "20ms",
+				"--warmup", "30ms", "--workload", load, "--rows", rows, "--json", "--html", "page.html")
 			if status := statusOf(t, cmd.Run(), stderr); status != exitDone {
 				t.Fatalf("status %d\n%s%s", status, stderr, stdout)
 			}

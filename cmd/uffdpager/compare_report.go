@@ -237,10 +237,18 @@ func (c *comparison) title() []string {
 		limit = "no memory limit"
 	}
 	return []string{
-		fmt.Sprintf("%s reads of 4 KiB from %s of %s; budget %s, %s", c.Workload, c.File, humanBytes(c.SizeBytes), humanBytes(c.BudgetBytes), limit),
+		fmt.Sprintf("%s of 4 KiB, %s of %s; budget %s, %s", c.Workload.describe(), c.File, humanBytes(c.SizeBytes), humanBytes(c.BudgetBytes), limit),
 		fmt.Sprintf("%d rounds of %v; %s, Linux %s, %s; the 200 µs ticker fires %s times/s when idle",
 			c.Rounds, time.Duration(c.DurationS*float64(time.Second)), plural(int64(c.Processors), "processor"), c.Kernel, c.Go, showCount(c.IdleTicks)),
 	}
+}
+
+// describe says in words what is done.
+func (w compareWorkload) describe() string {
+	if w == loadOverwrite {
+		return "random overwrites"
+	}
+	return string(w) + " reads"
 }
 
 // legend explains the marks and columns.
@@ -248,7 +256,7 @@ var legend = []string{
 	"medians over the rounds; range of \"of device\" in the last column",
 	"* not direct I/O: the page cache is used, within the memory limit unless + says otherwise",
 	"+ memory not limited",
-	"of device: misses/s to the reads/s of the bare device at 64 reads under way, just before and after",
+	"of device: misses/s to those of the bare device with 64 under way, just before and after",
 	"latency: of an op, from the end of the goroutine's op before it; CPU: of the whole process, all it does included",
 	"per miss: system calls and TLB IPIs are counted by tracepoints in a turn of their own",
 }

@@ -28,6 +28,11 @@ const (
 	wayHandler = "handler"
 	wayDevice  = "device"
 	wayFio     = "fio"
+
+	// The ways of writing, for the workload overwrite.
+	wayWriteAt      = "writeat"
+	wayAcquireWrite = "acquirewrite"
+	wayPwrite       = "pwrite"
 )
 
 // compareRow is one line of the comparison.
@@ -57,6 +62,9 @@ const referenceRow = "device-qd64"
 // allRows is every row there is, in the order of the table.
 func allRows(o compareOptions) []compareRow {
 	p, g := o.procs, o.goroutines
+	if o.workload == loadOverwrite {
+		return overwriteRows(p, g)
+	}
 	ours := func(name, way string, g int) compareRow {
 		return compareRow{Name: name, Group: groupPager, Way: way, Procs: p, Goroutines: g, Direct: true}
 	}
@@ -99,6 +107,22 @@ func allRows(o compareOptions) []compareRow {
 		rows = append(rows, compareRow{Name: fmt.Sprintf("handler-p%d", procs), Group: groupPeer, Way: wayHandler, Procs: procs, Goroutines: g, Unlimited: true})
 	}
 	return rows
+}
+
+// overwriteRows is who can write past the page cache.
+func overwriteRows(p, g int) []compareRow {
+	row := func(name, group, way string, g int) compareRow {
+		return compareRow{Name: name, Group: group, Way: way, Procs: p, Goroutines: g, Direct: true}
+	}
+	return []compareRow{
+		row(referenceRow, groupDevice, wayDevice, 64),
+		row("device-qd1", groupDevice, wayDevice, 1),
+		row("writeat", groupPager, wayWriteAt, g),
+		row("writeat-1000g", groupPager, wayWriteAt, 1000),
+		row("acquirewrite", groupPager, wayAcquireWrite, g),
+		row("pwrite-direct", groupPread, wayPwrite, g),
+		row("pwrite-direct-1g", groupPread, wayPwrite, 1),
+	}
 }
 
 // procsOf is base and those of others that exceed it.
@@ -151,17 +175,20 @@ func (r compareRow) describe() string {
 		fmt.Fprintf(&b, "mmap, MADV_%s", strings.ToUpper(r.Advice))
 	case wayPread:
 		b.WriteString("pread")
+	case wayPwrite:
+		b.WriteString("pwrite")
 	case wayNowait:
 		b.WriteString("preadv2(RWF_NOWAIT) and a pool")
 	case wayHandler:
 		b.WriteString("userfaultfd-go's mapper.Handle, which never evicts")
 	case wayDevice:
-		fmt.Fprintf(&b, "the bare device, our engine, %s under way", plural(int64(r.Goroutines), "read"))
+		fmt.Fprintf(&b, "the bare device, our engine, %d under way", r.Goroutines)
 	case wayFio:
-		fmt.Fprintf(&b, "the bare device, fio, %s under way", plural(int64(r.Goroutines), "read"))
+		fmt.Fprintf(&b, "the bare device, fio, %d under way", r.Goroutines)
 	default:
 		fmt.Fprintf(&b, "this pager, %s", map[string]string{
 			wayBytes: "Bytes", wayView: "View", wayAcquire: "Acquire", wayReadAt: "ReadAt",
+			wayWriteAt: "WriteAt", wayAcquireWrite: "AcquireWrite",
 		}[r.Way])
 	}
 	if r.Group != groupDevice {
@@ -187,9 +214,11 @@ const (
 	loadZipf    compareWorkload = "zipf"        // Zipf 0.99, the popular blocks scattered over the file
 	loadScan    compareWorkload = "scan"        // front to back, 1 MiB at a time by whoever is free
 	loadHotScan compareWorkload = "hotset+scan" // four of five reads in a set of half the budget, one from a scan
+
+	loadOverwrite compareWorkload = "overwrite" // whole blocks, uniform; with what they hold already, so that the file stays as it is
 )
 
-var compareWorkloads = [...]string{string(loadRandom), string(loadZipf), string(loadScan), string(loadHotScan)}
+var compareWorkloads = [...]string{string(loadRandom), string(loadZipf), string(loadScan), string(loadHotScan), string(loadOverwrite)}
 
 func parseCompareWorkload(s string) (compareWorkload, error) {
 	for _, n := range compareWorkloads {

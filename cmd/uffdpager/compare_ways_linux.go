@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/stamp"
 	"github.com/uffdpager/uffdpager/pager"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/store"
@@ -62,6 +63,10 @@ func openWay(s rowSpec, file *os.File) (*way, error) {
 		return openHandler(s, file)
 	case wayDevice:
 		return openDevice(s, file)
+	case wayWriteAt, wayAcquireWrite:
+		return openPagerWrites(s, file)
+	case wayPwrite:
+		return openPwrite(s, file)
 	}
 	return nil, fmt.Errorf("unknown way %q", s.Row.Way)
 }
@@ -167,7 +172,7 @@ func openMmap(s rowSpec, file *os.File) (*way, error) {
 // reopen opens the file anew: flags and read-ahead belong to the open file,
 // which is shared with the process that started this one.
 func reopen(file *os.File, flags int) (int, error) {
-	return unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.O_RDONLY|unix.O_CLOEXEC|flags, 0)
+	return unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.O_CLOEXEC|flags, 0)
 }
 
 // bufferedFD is the file through the page cache, with read-ahead where that is
@@ -262,10 +267,14 @@ func openNowait(s rowSpec, file *os.File) (*way, error) {
 	}, nil
 }
 
-// openDevice keeps as many direct reads under way as the row says, through our
+// openDevice keeps as many direct reads, or writes, under way as the row says, through our
 // own engine and nothing else.
 func openDevice(s rowSpec, file *os.File) (*way, error) {
-	fd, err := reopen(file, unix.O_DIRECT)
+	code, access := aio.Read, unix.O_RDONLY
+	if s.Workload == loadOverwrite {
+		code, access = aio.Write, unix.O_RDWR
+	}
+	fd, err := reopen(file, access|unix.O_DIRECT)
 	if err != nil {
 		return nil, err
 	}
@@ -278,13 +287,13 @@ func openDevice(s rowSpec, file *os.File) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	var reads atomic.Int64
+	var done atomic.Int64
 	drive := func(b *bench, next func() int64) (failed error) {
 		flying := 0
 		ops := make([]*aio.Op, depth)
 		began := make([]time.Duration, depth)
 		for i := range ops {
-			ops[i] = &aio.Op{Code: aio.Read, FD: fd, Buf: bufs[i*blockSize:][:blockSize]}
+			ops[i] = &aio.Op{Code: code, FD: fd, Buf: bufs[i*blockSize:][:blockSize]}
 			ops[i].Done = func(op *aio.Op) {
 				flying--
 				switch {
@@ -292,19 +301,25 @@ func openDevice(s rowSpec, file *os.File) (*way, error) {
 					failed = op.Err
 				case op.N < len(op.Buf):
 					failed = io.ErrUnexpectedEOF
-				default:
+				case code == aio.Read:
 					failed = takeBlock(op.Buf, op.Off, s.Stamped)
 				}
-				reads.Store(reads.Load() + 1)
+				done.Store(done.Load() + 1)
 				now := time.Since(b.began)
 				b.record(&b.readers[0], began[i], now)
 				if failed == nil && !b.stop.Load() {
 					began[i], op.Off = now, next()*blockSize
+					if code == aio.Write {
+						stamp.Fill(op.Buf, op.Off, 0)
+					}
 					flying++
 					engine.Submit(ops[i : i+1])
 				}
 			}
 			ops[i].Off = next() * blockSize
+			if code == aio.Write {
+				stamp.Fill(ops[i].Buf, ops[i].Off, 0)
+			}
 		}
 		flying = depth
 		engine.Submit(ops)
@@ -317,5 +332,5 @@ func openDevice(s rowSpec, file *os.File) (*way, error) {
 		}
 		return failed
 	}
-	return &way{drive: drive, misses: reads.Load}, nil
+	return &way{drive: drive, misses: done.Load}, nil
 }
