@@ -70,7 +70,7 @@ func (r *Region) pinHit(page uint64) bool {
 		if (atomic.LoadUint64(e)^v)&^dirCountMask != 0 {
 			continue
 		}
-		if w&(flagPrefetched|pinMask) != 0 {
+		if w&(flagPrefetched|pinMask) != 0 || w&stateMask != stResident {
 			if w&flagPrefetched != 0 {
 				r.firstTouch(pw, w, page)
 				continue
@@ -105,9 +105,9 @@ func (r *Region) unpin(pr pageRange, write bool) {
 	}
 }
 
-// unpinPage takes one pin off a page and says whether it was the last, so that
-// its credits are free.
-func (r *Region) unpinPage(page uint64) (last bool) {
+// unpinPage takes one pin off a page and says whether its credits are free now:
+// it was the last, and the page is clean.
+func (r *Region) unpinPage(page uint64) (free bool) {
 	// A pinned page keeps its leaf, so one look is enough.
 	e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
 	pw := leafWord(uint32(atomic.LoadUint64(e))&dirLeafMask, page)
@@ -117,7 +117,7 @@ func (r *Region) unpinPage(page uint64) (last bool) {
 			panic("pager: Release of a page that is not pinned")
 		}
 		if atomic.CompareAndSwapUint64(pw, w, w-pinOne) {
-			return w&pinMask == pinOne
+			return w&pinMask == pinOne && !unclean(w)
 		}
 	}
 }
@@ -168,14 +168,14 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 // acquirePages pins a range of pages.
 func (r *Region) acquirePages(ctx context.Context, pr pageRange, write bool) error {
 	if r.pinHits(pr) {
-		if !write || r.tryWritable(pr) {
-			if r.closing.Load() {
-				r.unpin(pr, write)
-				return ErrClosed
-			}
-			return nil
+		if write {
+			r.makeWritable(pr)
 		}
-		r.unpin(pr, false)
+		if r.closing.Load() {
+			r.unpin(pr, write)
+			return ErrClosed
+		}
+		return nil
 	}
 	if !r.enter() {
 		return ErrClosed
@@ -185,7 +185,7 @@ func (r *Region) acquirePages(ctx context.Context, pr pageRange, write bool) err
 		return err
 	}
 	op := newOp(r)
-	op.pin, op.write = true, write
+	op.pin = true
 	op.one[0] = pr
 	op.ranges = op.one[:]
 	if err := r.p.begin(op); err != nil {
@@ -308,10 +308,6 @@ func (p *Pager) start(op *waitOp) {
 		return
 	}
 	frames, creds := op.need, op.credits()
-	if op.write {
-		creds -= op.need // those are the owner's
-		op.paid = true
-	}
 	first := op.ranges[0].first
 	b := newBatch()
 	for _, pr := range op.ranges {
@@ -368,7 +364,7 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				continue
 			}
 			op.obtained(page)
-			if w&pinMask == 0 {
+			if w&pinMask == 0 && !unclean(w) {
 				return 0, r.fpp
 			}
 			return 0, 0

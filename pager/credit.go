@@ -9,8 +9,10 @@ import (
 // Pin credits
 //
 // A page that is pinned or dirty cannot leave, so at most Pinnable frames may
-// be in that state: the rest of the budget stays free for reads. Each frame
-// that is pinned (whatever the number of pins) or dirty costs one credit. A
+// be in that state: the rest of the budget stays free for reads. A page that is
+// pinned or dirty, or both, costs one credit per frame. Pins and state are in
+// the same word, so whoever changes it knows from the old and the new value
+// whether he has to bring a credit or may take one home. A
 // global counter would be written by every Acquire that hits, on all cores:
 // instead credits lie in shards, chosen by page, and the global stock is
 // touched only when a shard runs out or over. The sum is exact at all times.

@@ -108,58 +108,32 @@ func (r *Region) writableErr() error {
 // kernel, C code or DMA (read(2) into it, O_DIRECT reads): the pages are dirty
 // and writable without a fault until Release. They may be written to the store
 // meanwhile, but never count as clean, so nothing that lands in them before
-// Release is lost. Two frames' worth of Stats.Pinnable are used per frame.
+// Release is lost.
 func (r *Region) AcquireWrite(ctx context.Context, off, n int64) (Pin, error) {
 	if err := r.writableErr(); err != nil {
 		return Pin{}, err
 	}
-	if n > 0 && 2*int64(r.pageRange(max(off, 0), n).n)*r.fpp > r.p.pinnable.Load() && r.checkRange("acquire", off, n) == nil {
-		return Pin{}, fmt.Errorf("%w: %d bytes cannot be pinned for writing at once", ErrBudget, n)
-	}
 	return r.acquire(ctx, off, n, true)
 }
 
-// makeWritable turns pins into write pins. The caller has reserved a credit for
-// each frame beside those of the pins; what the pages do not need goes back.
+// makeWritable turns pins into write pins. Pinned pages have their credits, so
+// nothing is waited for.
 func (r *Region) makeWritable(pr pageRange) {
-	var left int64
 	for page := pr.first; page < pr.first+pr.n; page++ {
 		r.addWritePin(page)
 		for turn := 0; ; turn++ {
 			pw, w := r.d.look(page)
 			if s := w & stateMask; s == stDirty || s == stWriting && w&flagRedirtied != 0 {
-				left += r.fpp
 				break
 			} else if s == stUnlocking || s == stCopying {
 				relaxGo(turn)
 				continue
 			}
-			if unlockPaid(r.d, pw, w, page) {
-				if w&stateMask == stWriting {
-					left += r.fpp
-				}
+			if unlockPage(r.d, pw, w, page, 0) {
 				break
 			}
 		}
 	}
-	if left > 0 {
-		r.p.giveCredits(pr.first, left)
-	}
-}
-
-// tryWritable is makeWritable without waiting and with nothing reserved: all
-// pages or none.
-func (r *Region) tryWritable(pr pageRange) bool {
-	for i := uint64(0); i < pr.n; i++ {
-		r.addWritePin(pr.first + i)
-		if ok, _ := r.tryDirty(pr.first + i); !ok {
-			for k := uint64(0); k <= i; k++ {
-				r.dropWritePin(pr.first + k)
-			}
-			return false
-		}
-	}
-	return true
 }
 
 // addWritePin marks a pinned page as one that may be written to at any time.
@@ -374,20 +348,17 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		if err := p.waitFrames(r, r.fpp, true); err != nil {
 			return err
 		}
-		if add64(&p.w.dirty, r.fpp) == r.fpp {
-			p.w.wake()
-		}
 		buf := bufs.get(1 << r.shift)
 		if err := r.fillBuffer(buf, b); err != nil {
 			bufs.put(buf)
-			p.w.giveDirty(r.fpp)
+			p.giveCredits(page, r.fpp)
 			p.unreserve(r.fpp)
 			return err
 		}
 		pw, gen, got := d.claim(page, 0)
 		if got != claimed {
 			bufs.put(buf)
-			p.w.giveDirty(r.fpp)
+			p.giveCredits(page, r.fpp)
 			p.unreserve(r.fpp)
 			if got == claimTaken {
 				continue
@@ -396,7 +367,7 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		}
 		if d.past(page) {
 			bufs.put(buf)
-			p.w.giveDirty(r.fpp)
+			p.giveCredits(page, r.fpp)
 			err := r.fault("write", page, errRange)
 			p.failPage(r, page, gen, stLoading, err)
 			return err
@@ -404,7 +375,7 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		old, errno := bornDirty(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
 		bufs.put(buf)
 		if errno != 0 {
-			p.w.giveDirty(r.fpp)
+			p.giveCredits(page, r.fpp)
 			if errno == errnoTakenOver {
 				p.settle(r, page)
 				continue
@@ -412,6 +383,9 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 			err := r.fault("map", page, errnoError(errno))
 			p.failPage(r, page, gen, stLoading, err)
 			return err
+		}
+		if old&pinMask != 0 {
+			p.giveCredits(page, r.fpp) // whoever joined and pins it brought one
 		}
 		p.evictMu.Lock()
 		r.domain.policy.Install(pageKey(d, page), evict.Demand)
@@ -468,7 +442,7 @@ func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (
 		return 0, errno
 	}
 	d.markDirty(page)
-	add64(&d.dirty, d.framesPerPage())
+	d.countDirty()
 	old, _ = setState(pw, stInstalling, stDirty, flagWaited, 0)
 	return old, 0
 }

@@ -123,29 +123,17 @@ func unlockPage(d *desc, pw *word, w word, page uint64, floor int64) bool {
 	if w&stateMask == stWriting && w&flagRedirtied != 0 {
 		return true
 	}
-	fresh := w&stateMask == stResident
-	if fresh && !d.words.takeDirty(d.framesPerPage(), floor) {
+	bring := w&stateMask == stResident && w&pinMask == 0 // else it has a credit
+	if bring && !d.words.takeCredits(d.framesPerPage(), floor) {
 		return false
 	}
 	if unlock(d, pw, w, page) {
 		return true
 	}
-	if fresh {
-		d.words.giveDirty(d.framesPerPage())
+	if bring {
+		add64(&d.words.credits, d.framesPerPage())
 	}
 	return false
-}
-
-// unlockPaid is unlockPage for a caller who has taken the credit already; it
-// is used up if the page was Resident and the result is true.
-func unlockPaid(d *desc, pw *word, w word, page uint64) bool {
-	if !unlock(d, pw, w, page) {
-		return false
-	}
-	if w&stateMask == stResident && add64(&d.words.dirty, d.framesPerPage()) == d.framesPerPage() {
-		d.words.wake()
-	}
-	return true
 }
 
 // unlock is the transition itself, from Resident or Writing.
@@ -165,7 +153,7 @@ func unlock(d *desc, pw *word, w word, page uint64) bool {
 	d.markDirty(page)
 	protectRange(d.addr(page), d.pageSize(), false)
 	if fresh {
-		add64(&d.dirty, d.framesPerPage())
+		d.countDirty()
 		setState(pw, stUnlocking, stDirty, flagPrefetched, 0)
 	} else {
 		setState(pw, stUnlocking, stWriting, flagHeld, flagRedirtied)
@@ -183,13 +171,13 @@ func (d *desc) markDirty(page uint64) {
 	bare.Or64(&metaOf(leaf).dirty, 1<<(page&(leafPages-1)))
 }
 
-// takeDirty takes credits for frames that become dirty: only the global stock
-// can be reached from here, which is why shards keep little.
+// takeCredits takes n credits if at least floor are left then. Only the global
+// stock can be reached from here, which is why shards keep little.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (w *pagerWords) takeDirty(n, floor int64) bool {
+func (w *pagerWords) takeCredits(n, floor int64) bool {
 	p := (*uint64)(unsafe.Pointer(&w.credits))
 	for {
 		v := bare.Load64(p)
@@ -197,19 +185,31 @@ func (w *pagerWords) takeDirty(n, floor int64) bool {
 			return false
 		}
 		if bare.Cas64(p, v, v-uint64(n)) {
-			if add64(&w.dirty, n) == n {
-				w.wake() // the first: the housekeeper has a clock to look at
-			}
 			return true
 		}
 	}
 }
 
+// countDirty counts one page more that is dirty.
+//
 //go:nosplit
 //go:norace
-func (w *pagerWords) giveDirty(n int64) {
-	add64(&w.credits, n)
-	add64(&w.dirty, -n)
+//go:nocheckptr
+func (d *desc) countDirty() {
+	add64(&d.dirty, d.framesPerPage())
+	if add64(&d.words.dirty, d.framesPerPage()) == d.framesPerPage() {
+		d.words.wake() // the first: the housekeeper has a clock to look at
+	}
+}
+
+// countClean counts a page that was dirty and is not any more.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) countClean() {
+	add64(&d.dirty, -d.framesPerPage())
+	add64(&d.words.dirty, -d.framesPerPage())
 }
 
 // enterDesc keeps another region of the same pager from being closed while the
@@ -284,7 +284,10 @@ func giveServerBuffer(i uintptr) {
 	bare.Store32((*uint32)(unsafe.Add(unsafe.Pointer(&srvBusy), i*unsafe.Sizeof(serverBuffer{}))), 0)
 }
 
-// serve makes the page of f available without Go. It runs on a fault server.
+// serve makes the page of f available without Go. It runs in the signal handler
+// of the thread that faulted (ArenaConfig.Inline), on its signal stack: waking
+// another thread would cost more than most of what it does. To all others that
+// thread is a fault server as long as it is in here.
 //
 //go:nosplit
 //go:norace
@@ -315,16 +318,15 @@ const (
 )
 
 // Every thread that is blocked holds its P. When as many are served as there
-// are Ps (or servers), no ordinary owner can be running.
+// are Ps, no ordinary owner can be running.
 var (
-	serving  uint32 // faults that servers are at work on
-	crowd    uint32 = 1
-	nServers        = 4
+	serving uint32 // faults that are being served
+	crowd   uint32 = 1
 )
 
 // setPatience adapts to GOMAXPROCS, which a program may change.
 func setPatience() {
-	bare.Store32(&crowd, uint32(min(runtime.GOMAXPROCS(0), nServers)))
+	bare.Store32(&crowd, uint32(runtime.GOMAXPROCS(0)))
 }
 
 //go:nosplit
@@ -409,6 +411,7 @@ var napWord uint32 // never changes: a futex to sleep on
 var (
 	fillVia  = fillPage
 	stealVia = stealFrames
+	mapVia   = mapPages
 )
 
 // fillPage reads and maps a page in state Loading of generation gen, which is
@@ -453,7 +456,7 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32) (errno uintptr) {
 			d.words.notify(noticeLoaded, d.index, page, true)
 			return 0
 		}
-		errno = mapPages(d.addr(page), src, size, true)
+		errno = mapVia(d.addr(page), src, size, true)
 		if errno == 0 {
 			old, _ := setState(pw, stInstalling, stResident, flagWaited, 0)
 			giveServerBuffer(i)
@@ -579,9 +582,9 @@ func stealFrom(d *desc, first uint64, cancel bool) bool {
 			if !bare.Cas64(pw, w, w&^stateMask|stEvicting) {
 				continue
 			}
-			unmapRange(d.addr(page), d.pageSize())
+			unmapVia(d.addr(page), d.pageSize())
 			if d.vacate(pw, page) && spanTake(d, page) {
-				unmapRange(d.addr(page)&^(granule-1), granule)
+				unmapVia(d.addr(page)&^(granule-1), granule)
 				bare.Store32(d.spanWord(page), 0)
 			}
 		case cancel && w&stateMask == stLoading:

@@ -45,16 +45,19 @@ func mapPages(dst uintptr, src unsafe.Pointer, n uintptr, protect bool) (errno u
 		}
 		if e == uintptr(syscall.EEXIST) && turn < 1000 {
 			// A page of ours is left from an install that failed half way.
-			unmapRange(dst+at, n-at)
+			unmapVia(dst+at, n-at)
 			continue
 		}
-		unmapRange(dst, n)
+		unmapVia(dst, n)
 		if e == 0 {
 			e = uintptr(syscall.EIO)
 		}
 		return e
 	}
 }
+
+// unmapVia is unmapRange; see cleanVia.
+var unmapVia = unmapRange
 
 // unmapRange makes the range missing.
 //

@@ -53,10 +53,7 @@ func (op *waitOp) line() int {
 
 // credits is how many the op needs to begin.
 func (op *waitOp) credits() int64 {
-	switch {
-	case op.pin && op.write:
-		return 2 * op.need
-	case op.pin || op.ticket && op.write:
+	if op.pin || op.ticket && op.write {
 		return op.need
 	}
 	return 0

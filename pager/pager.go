@@ -215,7 +215,7 @@ func (p *Pager) Stats() Stats {
 		Budget:       budget << frameShift,
 		Resident:     used << frameShift,
 		PeakResident: max(used, p.peak.Load()) << frameShift,
-		Pinned:       max(0, pinnable-p.credits.left()-dirty) << frameShift,
+		Pinned:       p.pinnedFrames() << frameShift,
 		Dirty:        dirty << frameShift,
 		Pinnable:     pinnable << frameShift,
 		ReadBuffers:  bufs.bytes.Load(),
@@ -261,6 +261,22 @@ func (p *Pager) Stats() Stats {
 		s.Restarts += r.restarts.Load()
 	}
 	return s
+}
+
+// pinnedFrames counts the frames that are pinned now.
+func (p *Pager) pinnedFrames() (n int64) {
+	for leaf := range min(atomic.LoadUint32(&sp.leafUsed)+1, maxLeaves) {
+		m := metaOf(leaf)
+		d := descAt(atomic.LoadUint32(&m.desc) & (maxDescs - 1))
+		if group := atomic.LoadUint64(&m.group); d.words == p.w && d.owns(leaf, group) {
+			for i := range uint64(leafPages) {
+				if atomic.LoadUint64(leafWord(leaf, i))&pinMask != 0 {
+					n += d.framesPerPage()
+				}
+			}
+		}
+	}
+	return n
 }
 
 // overhead estimates, in bytes, the page words of the process and the kernel's

@@ -347,7 +347,7 @@ func TestSyncOfAPageTheServerWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if endWrite(r.d, 0, true) {
+	if clean, _ := endWrite(r.d, 0, true); clean {
 		t.Fatal("clean")
 	}
 	p.w.notify(noticeWritten, r.d.index, 0, true)

@@ -203,8 +203,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 // wanted any more.
 func (r *Region) forceClean(page uint64) {
 	if dropDirty(r.d, page) {
-		add64(&r.d.dirty, -r.fpp)
-		r.p.w.giveDirty(r.fpp)
+		r.p.giveCredits(page, r.fpp)
 		r.p.cleaned()
 	}
 }
@@ -221,8 +220,9 @@ func dropDirty(d *desc, page uint64) bool {
 		if bare.Cas64(pw, w, w&^stateMask|stCopying) {
 			protectRange(d.addr(page), d.pageSize(), true)
 			d.clearDirty(page)
-			setState(pw, stCopying, stResident, flagRedirtied, 0)
-			return true
+			old, _ := setState(pw, stCopying, stResident, flagRedirtied, 0)
+			d.countClean()
+			return old&pinMask == 0
 		}
 	}
 }

@@ -144,10 +144,6 @@ func (s *space) openUffd() error {
 		f.Close()
 		return unsupported("SIGBUS trap: %v", err)
 	}
-	if err := coro.StartServers(nServers); err != nil {
-		f.Close()
-		return unsupported("fault server: %v", err)
-	}
 	s.uffd, s.fd, s.trap = f, f.Fd(), true
 	return nil
 }
@@ -198,7 +194,7 @@ func (s *space) addArena(n uintptr, mode coro.Mode) (int, error) {
 	}
 	s.numArenas.Store(int32(i + 1))
 	if s.trap {
-		if err := coro.AddArena(coro.ArenaConfig{Lo: a.lo, Hi: a.hi, Mode: mode, Decide: decide, Serve: serve}); err != nil {
+		if err := coro.AddArena(coro.ArenaConfig{Lo: a.lo, Hi: a.hi, Mode: mode, Decide: decide, Serve: serve, Inline: true}); err != nil {
 			return 0, err
 		}
 	}

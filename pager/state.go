@@ -111,6 +111,15 @@ func present(w word) bool {
 	return s >= stResident && s <= stWriting
 }
 
+// unclean: dirty, or on the way to or from there; such a page has a credit.
+//
+//go:nosplit
+//go:norace
+func unclean(w word) bool {
+	s := w & stateMask
+	return s >= stUnlocking && s <= stWriting
+}
+
 // bounded: over within a few system calls of somebody who cannot be stopped.
 //
 //go:nosplit

@@ -230,17 +230,20 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 }
 
 // endWrites ends the writes of n pages (see endWrite) and returns the number
-// of pages that became clean, the ops that need wait for them no longer, and
+// of pages that became clean, of those whose credits are free, the ops that need wait for them no longer, and
 // the pages that have to be written once more for others.
-func (r *Region) endWrites(first, n uint64, err error) (clean int64, ready []*SyncOp, more []dirtyPage) {
+func (r *Region) endWrites(first, n uint64, err error) (clean, free int64, ready []*SyncOp, more []dirtyPage) {
 	ws := &r.write
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	told := false
 	for page := first; page < first+n; page++ {
-		isClean := endWrite(r.d, page, err == nil)
+		isClean, isFree := endWrite(r.d, page, err == nil)
 		if isClean {
 			clean++
+		}
+		if isFree {
+			free++
 		}
 		if l := ws.waiters[page]; len(l) > 0 {
 			told = true
@@ -259,7 +262,7 @@ func (r *Region) endWrites(first, n uint64, err error) (clean int64, ready []*Sy
 	}
 	if err == nil {
 		ws.backoff, ws.retryAt = 0, time.Time{}
-		return clean, ready, more
+		return clean, free, ready, more
 	}
 	if !told {
 		if ws.errs = append(ws.errs, err); len(ws.errs) > 16 {
@@ -268,7 +271,7 @@ func (r *Region) endWrites(first, n uint64, err error) (clean int64, ready []*Sy
 	}
 	ws.backoff = min(max(2*ws.backoff, 10*time.Millisecond), time.Second)
 	ws.retryAt = time.Now().Add(ws.backoff)
-	return clean, ready, more
+	return clean, free, ready, more
 }
 
 // tell takes the ops off the page's list that are done with it; those that

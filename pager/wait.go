@@ -53,9 +53,8 @@ type waitOp struct {
 	ranges []pageRange // what is wanted, in pages
 	one    [1]pageRange
 	pin    bool // the pages are to be pinned
-	write  bool // … and a credit more for each, to be made dirty by the owner
-	paid   bool // the latter have been taken
-	ticket bool // frames are all it wants: the owner uses them himself
+	ticket bool // frames are all it wants, which the owner uses himself …
+	write  bool // … for pages that are born dirty: with a credit for each
 
 	left  atomic.Int32 // pages still missing, plus one while the op is being started
 	state atomic.Uint32
@@ -195,12 +194,7 @@ func (op *waitOp) undo() {
 	op.mu.Lock()
 	got := op.got
 	op.got = nil
-	paid := op.paid
-	op.paid = false
 	op.mu.Unlock()
-	if paid {
-		op.r.p.giveCredits(op.firstPage(), op.need)
-	}
 	for _, pr := range got {
 		op.r.unpin(pr, false)
 	}

@@ -134,22 +134,23 @@ func (d *desc) clearDirty(page uint64) {
 }
 
 // endWrite takes a page from Writing to Resident, or back to Dirty if the
-// write failed or the page has been written to since. clean says which.
+// write failed or the page has been written to since. clean says which, and
+// free that its credit is not needed any more: nobody pins it.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func endWrite(d *desc, page uint64, ok bool) (clean bool) {
+func endWrite(d *desc, page uint64, ok bool) (clean, free bool) {
 	for turn := 0; ; turn++ {
 		pw, w := d.look(page)
 		if pw == nil {
-			return false
+			return false, false
 		}
 		switch {
 		case w&stateMask == stUnlocking:
 			relax(turn) // a writer is making it writable
 		case w&stateMask != stWriting:
-			return false
+			return false, false
 		case w&(flagRedirtied|flagWritePin) != 0:
 			// Writable already, or about to be made so by AcquireWrite.
 			if w&flagRedirtied == 0 {
@@ -157,24 +158,25 @@ func endWrite(d *desc, page uint64, ok bool) (clean bool) {
 					d.markDirty(page)
 					protectRange(d.addr(page), d.pageSize(), false)
 					setState(pw, stUnlocking, stDirty, flagHeld, 0)
-					return false
+					return false, false
 				}
 				continue
 			}
 			d.markDirty(page)
 			if bare.Cas64(pw, w, w&^(stateMask|flagRedirtied)|stDirty) {
-				return false
+				return false, false
 			}
 		case ok:
 			if bare.Cas64(pw, w, w&^stateMask|stResident) {
-				return true
+				d.countClean()
+				return true, w&pinMask == 0
 			}
 		default:
 			if bare.Cas64(pw, w, w&^stateMask|stUnlocking|flagHeld) {
 				d.markDirty(page)
 				protectRange(d.addr(page), d.pageSize(), false)
 				setState(pw, stUnlocking, stDirty, flagHeld, 0)
-				return false
+				return false, false
 			}
 		}
 	}
@@ -370,7 +372,7 @@ func writeIODone(op *aio.Op) {
 
 // writeDone ends the write of w's pages.
 func (p *Pager) writeDone(w *writeIO, err error) {
-	r, d := w.r, w.r.d
+	r := w.r
 	first, n, why := w.first, w.n, w.why
 	bufs.put(w.buf)
 	*w = writeIO{}
@@ -392,11 +394,9 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 			}
 		})
 	}
-	clean, ready, more := r.endWrites(first, uint64(n), err)
-	clean *= r.fpp
-	if clean > 0 {
-		add64(&d.dirty, -clean)
-		p.w.giveDirty(clean)
+	clean, free, ready, more := r.endWrites(first, uint64(n), err)
+	if free > 0 {
+		p.giveCredits(first, free*r.fpp)
 	}
 	p.writingFrames.Add(-int64(n) * r.fpp)
 	r.write.inflight.Add(-int64(n))
@@ -624,6 +624,8 @@ const (
 var (
 	cleanVia     = cleanOne
 	cleanPageVia = cleanPage
+	copyOutVia   = copyOut
+	endWriteVia  = endWrite
 )
 
 // cleanOne writes one dirty page of the pager and makes it clean.
@@ -685,7 +687,7 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 		return errnoNothing
 	}
 	i, mem := takeServerBuffer()
-	if copyOut(d, page, 1, mem) == 0 {
+	if copyOutVia(d, page, 1, mem) == 0 {
 		giveServerBuffer(i)
 		return errnoNothing
 	}
@@ -724,9 +726,8 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 			}
 		}
 	}
-	if endWrite(d, page, errno == 0) {
-		add64(&d.dirty, -d.framesPerPage())
-		d.words.giveDirty(d.framesPerPage())
+	if _, free := endWriteVia(d, page, errno == 0); free {
+		add64(&d.words.credits, d.framesPerPage())
 	}
 	add64((*int64)(unsafe.Pointer(&d.words.srvWrote)), 1)
 	d.words.notify(noticeWritten, d.index, page, true)
