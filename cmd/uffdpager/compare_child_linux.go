@@ -75,6 +75,13 @@ func measureRow(s rowSpec) (rowResult, error) {
 	if err != nil {
 		return rowResult{}, err
 	}
+	if w.prefill != nil && !s.Row.Unlimited {
+		// With anything, and fast: a row that still has room does not show what
+		// making room costs.
+		if err := readThrough(w.prefill, min(w.keeps, s.Size)); err != nil {
+			return rowResult{}, err
+		}
+	}
 	b := &bench{spec: s, way: w, readers: make([]reader, s.Row.Goroutines)}
 	r := newReaders(s)
 	b.began = time.Now()
@@ -110,6 +117,17 @@ func measureRow(s rowSpec) (rowResult, error) {
 	return res, nil
 }
 
+// readThrough reads the first n bytes.
+func readThrough(readAt func(p []byte, off int64) (int, error), n int64) error {
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < n; off += int64(len(buf)) {
+		if _, err := readAt(buf[:min(int64(len(buf)), n-off)], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // standstill is how much longer than its time a row may take for its first op.
 const standstill = 3 * time.Second
 
@@ -133,19 +151,21 @@ func (b *bench) ops() (n int64) {
 	return n
 }
 
-// warm waits until the row has read what fills its memory, or for Warmup.
+// warm waits until the row goes as it will go on: its memory is full, of what
+// the workload keeps there, or Warmup is over.
 func (b *bench) warm() {
 	s := b.spec
-	over := b.began.Add(s.Warmup)
-	fill := float64(s.Memory) * 1.1
-	switch {
-	case b.way.drive != nil: // keeps nothing
-		over = b.began.Add(min(s.Warmup, 50*time.Millisecond))
-	case s.Row.Warm:
-		over = b.began.Add(min(s.Warmup, s.Duration))
+	fill := float64(s.Memory) / 10
+	if s.Workload == loadZipf || s.Workload == loadHotScan {
+		fill = float64(s.Memory) * 1.1
 	}
-	for time.Now().Before(over) && b.failed.Load() == nil {
-		if n, ok := deviceBytes(); ok && n >= fill {
+	limit := s.Warmup
+	if b.way.drive != nil || s.Row.Warm { // there is nothing to fill
+		limit = min(limit, 50*time.Millisecond)
+	}
+	before, _ := deviceBytes()
+	for over := time.Now().Add(limit); time.Now().Before(over) && b.failed.Load() == nil; {
+		if n, ok := deviceBytes(); ok && n-before >= fill {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)

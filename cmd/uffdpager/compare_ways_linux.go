@@ -27,6 +27,10 @@ type way struct {
 	drive func(b *bench, next func() int64) error
 	// misses says how often the bytes were not there, so far. nil: not told.
 	misses func() int64
+	// prefill reads as read does, through the memory that the row keeps of the
+	// file, which is so many bytes. nil: it keeps none.
+	prefill func(p []byte, off int64) (int, error)
+	keeps   int64
 	// remarks is what is to be said about the row.
 	remarks func() []string
 }
@@ -85,7 +89,7 @@ func openPager(s rowSpec, file *os.File) (*way, error) {
 		return nil, err
 	}
 	w := &way{
-		misses: func() int64 { return missesOf(p.Stats()) },
+		misses: func() int64 { return missesOf(p.Stats()) }, prefill: r.ReadAt, keeps: s.Budget,
 		remarks: func() (notes []string) {
 			if !r.Direct() {
 				notes = append(notes, "the file system refuses direct I/O: this went through the page cache")
@@ -166,6 +170,7 @@ func openMmap(s rowSpec, file *os.File) (*way, error) {
 			unix.Getrusage(unix.RUSAGE_SELF, &u)
 			return u.Majflt
 		},
+		prefill: file.ReadAt, keeps: s.Memory,
 	}, nil
 }
 
@@ -208,6 +213,9 @@ func openPread(s rowSpec, file *os.File) (*way, error) {
 	w := &way{read: func(i int) readFunc {
 		return readInto(bufs[i*blockSize:][:blockSize], s.Stamped, func(p []byte, off int64) (int, error) { return pread(fd, p, off) })
 	}}
+	if !s.Row.Direct {
+		w.prefill, w.keeps = file.ReadAt, s.Memory
+	}
 	return w, nil
 }
 
@@ -263,7 +271,7 @@ func openNowait(s rowSpec, file *os.File) (*way, error) {
 				return r.n, r.err
 			})
 		},
-		misses: missed.Load,
+		misses: missed.Load, prefill: file.ReadAt, keeps: s.Memory,
 	}, nil
 }
 

@@ -28,7 +28,7 @@ func openPagerWrites(s rowSpec, file *os.File) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &way{misses: func() int64 { return p.Stats().Writebacks }}
+	w := &way{misses: func() int64 { return p.Stats().Writebacks }, prefill: r.ReadAt, keeps: s.Budget}
 	ctx := context.Background()
 	w.read = func(int) readFunc {
 		buf := make([]byte, blockSize)
