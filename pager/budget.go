@@ -23,7 +23,7 @@ import (
 //
 // Some of the frames (unpinnable) can never be pinned or dirty. With that reserve
 // the fault server always finds a victim (clean and unpinned, or a read it can
-// cancel), and reads always progress. The last two to four free frames
+// cancel), and reads always progress. The last one to four free frames
 // (pages of the largest size) are the fault server's alone.
 
 // unpinnable is how many frames of a budget can never be pinned or dirty: 16
@@ -189,9 +189,10 @@ func (p *Pager) resize(frames int64) {
 		batch = min(64, max(1, frames/16))
 	}
 	p.evictBatch.Store(min(batch, max(1, frames/4)))
-	// The fault server's own frames: an instruction may need four pages.
+	// The fault server's own frames: an instruction may need four pages. They
+	// are half of what cannot be pinned, at most.
 	largest := p.largestPage.Load()
-	own := min(max(frames/largest/4, 2), 4) * largest
+	own := min(max(frames/largest/4, 1), 4) * largest
 	bareStore64(&p.w.serverFrames, own)
 	low := own
 	if b := p.evictBatch.Load(); b > 1 {

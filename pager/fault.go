@@ -305,6 +305,9 @@ func serve(f *coro.Fault) (errno uintptr) {
 		errno = serveRead(d, page)
 	}
 	bare.Add32(&serving, ^uint32(0))
+	if errno == 0 {
+		d.words.noteServed(d.index, page)
+	}
 	bare.Add32(&d.users, ^uint32(0))
 	return errno
 }
@@ -379,7 +382,7 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			if !stealVia(d, d.framesPerPage(), page) {
 				// All that is not pinned is dirty: write something, or wait
 				// for the writes that are under way.
-				e := cleanVia(d.words)
+				e := cleanVia(d.words, turn)
 				if e == 0 {
 					continue
 				}
@@ -528,7 +531,7 @@ func stealFrames(d *desc, n int64, page uint64) bool {
 		if w.takeFramesDownTo(n, 0) {
 			return true
 		}
-		if !stealOne(w, tries > 0) && tries > 1 {
+		if !stealOne(w, tries > 0, spare(tries)) && tries > 2 {
 			break
 		}
 	}
@@ -540,7 +543,7 @@ func stealFrames(d *desc, n int64, page uint64) bool {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func stealOne(words *pagerWords, cancel bool) bool {
+func stealOne(words *pagerWords, cancel bool, keep uint64) bool {
 	used := bare.Load32(&sp.leafUsed)
 	for i := uint32(0); i <= used+1; i++ {
 		h := bare.Add32(&words.hand, 1) % (used + 1)
@@ -556,7 +559,7 @@ func stealOne(words *pagerWords, cancel bool) bool {
 		if d == nil {
 			continue
 		}
-		ok := stealFrom(d, bare.Load64(&m.group)<<leafShift, cancel)
+		ok := stealFrom(d, bare.Load64(&m.group)<<leafShift, cancel, keep)
 		bare.Add32(&d.users, ^uint32(0))
 		if ok {
 			return true
@@ -568,13 +571,13 @@ func stealOne(words *pagerWords, cancel bool) bool {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func stealFrom(d *desc, first uint64, cancel bool) bool {
+func stealFrom(d *desc, first uint64, cancel bool, keep uint64) bool {
 	for page := first; page < first+leafPages && page < d.pages; page++ {
 		pw, w := d.look(page)
 		if pw == nil {
 			return false
 		}
-		if w&pinMask != 0 {
+		if w&pinMask != 0 || d.words.servedLately(d.index, page, keep) {
 			continue
 		}
 		switch {

@@ -11,6 +11,7 @@ import (
 const (
 	frameShift  = 12
 	noticeSlots = 4096
+	recentPages = 8
 )
 
 // pagerWords are the counters of one Pager that the handler and the fault
@@ -33,6 +34,12 @@ type pagerWords struct {
 	serverFrames int64 // the last free frames
 	frameSlack   int64
 	creditSlack  int64
+
+	// The pages that were served last, newest at recentPos. One instruction may
+	// need several pages at once: it would never end if serving one took away
+	// another.
+	recent    [recentPages]uint64
+	recentPos uint64
 
 	hand uint32 // next leaf the fault server looks at for a victim
 
@@ -96,6 +103,45 @@ func (w *pagerWords) wake() {
 	if bare.Load32(&w.sleeping) != 0 && bare.Cas32(&w.sleeping, 1, 0) {
 		eventfdSignal(w.wakeFD)
 	}
+}
+
+// noteServed remembers a page that was served.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) noteServed(d uint32, page uint64) {
+	n := bare.Add64(&w.recentPos, 1)
+	bare.Store64((*uint64)(unsafe.Add(unsafe.Pointer(&w.recent), n%recentPages*8)), uint64(d)<<noticePageBits|page)
+}
+
+// servedLately: the page is among the last n that were served.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) servedLately(d uint32, page uint64, n uint64) bool {
+	for at, i := bare.Load64(&w.recentPos), uint64(0); i < n; i++ {
+		if bare.Load64((*uint64)(unsafe.Add(unsafe.Pointer(&w.recent), (at-i)%recentPages*8))) == uint64(d)<<noticePageBits|page {
+			return true
+		}
+	}
+	return false
+}
+
+// spare is how many of the pages served last are left alone at the n-th
+// attempt to make room.
+//
+//go:nosplit
+//go:norace
+func spare(n int) uint64 {
+	switch n {
+	case 0:
+		return recentPages
+	case 1:
+		return 3
+	}
+	return 1
 }
 
 // takeFrames takes n free frames if there are so many besides the fault

@@ -594,7 +594,10 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 		}
 		// With the slack there are always a few pages that are Dirty and not
 		// being written: those that came by it.
-		if e := cleanVia(d.words); e != 0 {
+		if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack)) {
+			return 0
+		}
+		if e := cleanVia(d.words, turn); e != 0 {
 			if e != errnoNothing {
 				failed = e
 			}
@@ -605,10 +608,9 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 				}
 				return failed
 			}
-			if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack)) {
-				return 0
+			if turn > 2 {
+				bare.FutexWait(&napWord, 0, patienceNap*4)
 			}
-			bare.FutexWait(&napWord, 0, patienceNap*4)
 		}
 	}
 }
@@ -628,12 +630,14 @@ var (
 	endWriteVia  = endWrite
 )
 
-// cleanOne writes one dirty page of the pager and makes it clean.
+// cleanOne writes one dirty page of the pager and makes it clean; in its first
+// attempts not one of those that were served last.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func cleanOne(words *pagerWords) (errno uintptr) {
+func cleanOne(words *pagerWords, attempt int) (errno uintptr) {
+	keep := spare(attempt)
 	used := bare.Load32(&sp.leafUsed)
 	for i := uint32(0); i <= used+1; i++ {
 		h := bare.Add32(&words.hand, 1) % (used + 1)
@@ -653,7 +657,7 @@ func cleanOne(words *pagerWords) (errno uintptr) {
 		if bare.Load32(&d.flags)&descServeDirty != 0 {
 			first := bare.Load64(&m.group) << leafShift
 			for k := uint64(0); k < leafPages; k++ {
-				if bits>>k&1 == 0 {
+				if bits>>k&1 == 0 || words.servedLately(di, first+k, keep) {
 					continue
 				}
 				if e := cleanPageVia(d, first+k); e == 0 {
