@@ -83,6 +83,9 @@ func (p *Pager) enqueue(op *waitOp) {
 // unlink takes op out of line k. l.mu is held.
 func (p *Pager) unlink(k int, op *waitOp) {
 	q := &p.line.queue[k]
+	if k == lineCredits && op == q.head {
+		p.line.first = nil // the line has moved: the clock starts anew
+	}
 	var prev *waitOp
 	for o := q.head; o != op; o = o.nextInLine {
 		prev = o
@@ -324,7 +327,7 @@ func (p *Pager) breakStall() {
 		return
 	}
 	have := p.credits.left() + op.saved
-	if l.first == nil || op != l.first && op.passed == 0 || have > l.best {
+	if l.first != op || have > l.best {
 		l.first, l.best, l.since = op, have, now
 		l.mu.Unlock()
 		return
