@@ -46,11 +46,21 @@ func benchRegion(b *testing.B, size, budget int64, o pager.RegionOptions) (*page
 	if o.Prefetch == nil {
 		o.Prefetch = prefetch.None()
 	}
-	r, err := p.Map(store.NewMemory(size), o)
+	r, err := p.Map(benchStore(size), o)
 	if err != nil {
 		b.Fatal(err)
 	}
 	return p, r
+}
+
+// benchStore is memory in which no page is all zeros: those could share one frame,
+// and one cache line.
+func benchStore(size int64) store.Store {
+	b := make([]byte, size)
+	for off := 8; off < len(b); off += benchPage {
+		b[off] = 1
+	}
+	return store.NewMemoryOf(b)
 }
 
 // benchPrice reports, from the call of the function it returns back to its own,
