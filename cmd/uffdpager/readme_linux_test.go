@@ -117,20 +117,11 @@ func TestReadmeCommandsParse(t *testing.T) {
 	}
 }
 
-// No document points to what is not there, and the index leaves none out.
+// No document points to what is not there.
 func TestDocumentsLinkToWhatExists(t *testing.T) {
 	files, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
-	}
-	index, err := os.ReadFile("../../docs/README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range files {
-		if base := filepath.Base(name); base != "README.md" && !bytes.Contains(index, []byte("("+base+")")) {
-			t.Errorf("docs/README.md does not list %s", base)
-		}
 	}
 	for _, name := range append(files, "../../README.md", "../../CHANGELOG.md") {
 		text, err := os.ReadFile(name)

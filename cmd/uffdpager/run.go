@@ -104,7 +104,6 @@ func (j *job) run(ctx context.Context) (err error) {
 		Budget: int64(j.o.budget), Engine: j.o.engine, Park: j.o.park,
 		Events: &pager.EventListener{
 			Degraded: func(what string) { j.note("%s", what) },
-			Wedged:   func(what string) { j.note("stuck: %s", what) },
 		},
 	}
 	if j.o.verbose {
