@@ -299,10 +299,16 @@ func serve(f *coro.Fault) (errno uintptr) {
 	}
 	page := uint64(f.Addr-d.base) >> d.shift
 	bare.Add32(&serving, 1)
-	if f.Access == coro.WriteProtected {
-		errno = serveWrite(d, page)
-	} else {
-		errno = serveRead(d, page)
+	for {
+		if f.Access == coro.WriteProtected {
+			errno = serveWrite(d, page)
+		} else {
+			errno = serveRead(d, page)
+		}
+		if errno == 0 || bare.Load32(&d.flags)&descWaitError == 0 || bare.Load32(&d.state) != descLive || errno == errnoRange || errno == errnoClosed {
+			break
+		}
+		bare.FutexWait(&napWord, 0, int64(readRetry)) // OnReadError: Wait
 	}
 	bare.Add32(&serving, ^uint32(0))
 	if errno == 0 {

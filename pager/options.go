@@ -47,10 +47,6 @@ type Options struct {
 	// for ever. 0: 1 s.
 	StallLimit time.Duration
 
-	// WedgeLimit is the age at which a fault, an I/O, a pin or a hook is
-	// reported as wedged. 0: 30 s; negative: never.
-	WedgeLimit time.Duration
-
 	// Logger receives what is worth a line: start, degraded modes, I/O
 	// errors. nil: silent.
 	Logger *zap.Logger
@@ -169,5 +165,4 @@ type EventListener struct {
 	WriteError func(r *Region, off, n int64, err error)
 	Evicted    func(pages int)
 	Degraded   func(what string) // something works, but not as well as it could
-	Wedged     func(what string) // something is older than Options.WedgeLimit
 }

@@ -112,9 +112,6 @@ func New(o Options) (*Pager, error) {
 	if o.StallLimit <= 0 {
 		o.StallLimit = time.Second
 	}
-	if o.WedgeLimit == 0 {
-		o.WedgeLimit = 30 * time.Second
-	}
 	if err := sp.setup(); err != nil {
 		return nil, err
 	}

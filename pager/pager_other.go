@@ -2,65 +2,78 @@
 
 package pager
 
-// TEMPORARY: signatures of the public contract so that colleagues' code compiles while the core is being written.
-
 import (
 	"context"
 
 	"github.com/uffdpager/uffdpager/pager/store"
 )
 
-type Pager struct{}
-type Region struct{}
-type Pin struct{}
-type Lock struct{}
-type SyncOp struct{}
+// Off Linux there is no userfaultfd: everything builds, New returns
+// ErrNotSupported, and so nothing below is ever reached with a receiver.
 
-func New(o Options) (*Pager, error)                                  { return nil, ErrNotSupported }
-func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) { return nil, ErrNotSupported }
-func (p *Pager) SetBudget(bytes int64) error                         { return ErrNotSupported }
-func (p *Pager) Stats() Stats                                        { return Stats{} }
-func (p *Pager) Close() error                                        { return ErrNotSupported }
-func (p *Pager) Engine() string                                      { return "" } // name of the AIO engine in use
-func (r *Region) Len() int64                                         { return 0 }
-func (r *Region) PageSize() int                                      { return 0 }
-func (r *Region) Direct() bool                                       { return false } // O_DIRECT in use
-func (r *Region) Bytes() []byte                                      { return nil }
-func (r *Region) Raw() error                                         { return ErrNotSupported }
-func (r *Region) ReadAt(b []byte, off int64) (int, error)            { return 0, ErrNotSupported }
-func (r *Region) WriteAt(b []byte, off int64) (int, error)           { return 0, ErrNotSupported }
-func (r *Region) Acquire(ctx context.Context, off, n int64) (Pin, error) {
+type (
+	Pager  struct{} // see the Linux documentation
+	Region struct{}
+	Pin    struct{}
+	Lock   struct{}
+	SyncOp struct{}
+)
+
+func New(Options) (*Pager, error)                                  { return nil, ErrNotSupported }
+func (*Pager) Map(s store.Store, _ RegionOptions) (*Region, error) { return nil, closeStore(s) }
+func (*Pager) SetBudget(int64) error                               { return ErrNotSupported }
+func (*Pager) Stats() Stats                                        { return Stats{} }
+func (*Pager) Close() error                                        { return ErrNotSupported }
+func (*Pager) Engine() string                                      { return "none" }
+func (*Region) Len() int64                                         { return 0 }
+func (*Region) PageSize() int                                      { return FrameSize }
+func (*Region) Direct() bool                                       { return false }
+func (*Region) Bytes() []byte                                      { return nil }
+func (*Region) Raw() error                                         { return ErrNotSupported }
+func (*Region) ReadAt([]byte, int64) (int, error)                  { return 0, ErrNotSupported }
+func (*Region) WriteAt([]byte, int64) (int, error)                 { return 0, ErrNotSupported }
+func (*Region) Acquire(context.Context, int64, int64) (Pin, error) { return Pin{}, ErrNotSupported }
+func (*Region) AcquireWrite(context.Context, int64, int64) (Pin, error) {
 	return Pin{}, ErrNotSupported
 }
-func (r *Region) AcquireWrite(ctx context.Context, off, n int64) (Pin, error) {
-	return Pin{}, ErrNotSupported
-}
-func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error { return ErrNotSupported }
-func (r *Region) TryAcquire(off, n int64) (Pin, bool)                        { return Pin{}, false }
-func (p Pin) Bytes() []byte                                                  { return nil }
-func (p Pin) Release()                                                       {}
-func (r *Region) View(ctx context.Context, fn func(mem []byte) error) error  { return ErrNotSupported }
-func (r *Region) Update(ctx context.Context, fn func(mem []byte) error) error {
+func (*Region) AcquireV(context.Context, []Range, []Pin) error   { return ErrNotSupported }
+func (*Region) TryAcquire(int64, int64) (Pin, bool)              { return Pin{}, false }
+func (Pin) Bytes() []byte                                        { return nil }
+func (Pin) Release()                                             {}
+func (*Region) View(context.Context, func([]byte) error) error   { return ErrNotSupported }
+func (*Region) Update(context.Context, func([]byte) error) error { return ErrNotSupported }
+func (*Region) Prefetch([]int64, int64)                          {}
+func (*Region) LockEventfd(int64, int64, int) (*Lock, error)     { return nil, ErrNotSupported }
+func (*Lock) Done() <-chan struct{}                              { return nil }
+func (*Lock) Err() error                                         { return ErrNotSupported }
+func (*Lock) Wait(context.Context) error                         { return ErrNotSupported }
+func (*Lock) Unlock()                                            {}
+func (*Region) SyncEventfd(int64, int64, int) (*SyncOp, error)   { return nil, ErrNotSupported }
+func (*SyncOp) Done() <-chan struct{}                            { return nil }
+func (*SyncOp) Err() error                                       { return ErrNotSupported }
+func (*SyncOp) Wait(context.Context) error                       { return ErrNotSupported }
+func (*Region) Sync(context.Context) error                       { return ErrNotSupported }
+func (*Region) SyncRange(context.Context, int64, int64) error    { return ErrNotSupported }
+func (*Region) Commit(context.Context) error                     { return ErrNotSupported }
+func (*Region) Resize(context.Context, int64) error              { return ErrNotSupported }
+func (*Region) Advise(int64, int64, Advice) error                { return ErrNotSupported }
+func (*Region) Discard(context.Context, int64, int64) error      { return ErrNotSupported }
+func (*Region) Residency(int64, int64) (resident, dirty int64)   { return 0, 0 }
+func (*Region) Stats() Stats                                     { return Stats{} }
+func (*Region) Close() error                                     { return ErrNotSupported }
+
+// Guard runs fn.
+func Guard(fn func() error) error { return fn() }
+
+// FaultOf is always false.
+func FaultOf(any) (*FaultError, bool) { return nil, false }
+
+// CgroupLimit is always 0.
+func CgroupLimit() int64 { return 0 }
+
+func closeStore(s store.Store) error {
+	if s != nil {
+		s.Close()
+	}
 	return ErrNotSupported
 }
-func (r *Region) Prefetch(offs []int64, n int64)                     {}
-func (r *Region) LockEventfd(off, n int64, efd int) (*Lock, error)   { return nil, ErrNotSupported }
-func (l *Lock) Done() <-chan struct{}                                { return nil }
-func (l *Lock) Err() error                                           { return nil } // nil until Done
-func (l *Lock) Wait(ctx context.Context) error                       { return nil }
-func (l *Lock) Unlock()                                              {} // also before Done: cancels
-func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) { return nil, ErrNotSupported }
-func (o *SyncOp) Done() <-chan struct{}                              { return nil }
-func (o *SyncOp) Err() error                                         { return nil }
-func (o *SyncOp) Wait(ctx context.Context) error                     { return nil }
-func (r *Region) Sync(ctx context.Context) error                     { return ErrNotSupported }
-func (r *Region) SyncRange(ctx context.Context, off, n int64) error  { return ErrNotSupported }
-func (r *Region) Commit(ctx context.Context) error                   { return ErrNotSupported }
-func (r *Region) Resize(ctx context.Context, size int64) error       { return ErrNotSupported }
-func (r *Region) Advise(off, n int64, a Advice) error                { return ErrNotSupported }
-func (r *Region) Discard(ctx context.Context, off, n int64) error    { return ErrNotSupported }
-func (r *Region) Residency(off, n int64) (resident, dirty int64)     { return 0, 0 }
-func (r *Region) Stats() Stats                                       { return Stats{} }
-func (r *Region) Close() error                                       { return ErrNotSupported }
-func Guard(fn func() error) error                                    { return fn() }
-func FaultOf(recovered any) (*FaultError, bool)                      { return nil, false }

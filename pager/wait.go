@@ -4,6 +4,7 @@ package pager
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -164,6 +165,13 @@ func (op *waitOp) complete() {
 		// The parked goroutine may run at once and fault again: nothing of
 		// the op may be used after Resume.
 		pk, errno, r := op.parked, uintptr(0), op.r
+		if op.err != nil && r.opt.OnReadError == Wait && !errors.Is(op.err, ErrClosed) && !r.draining.Load() {
+			// The goroutine stays parked until the page can be read.
+			page := op.one[0].first
+			op.free()
+			time.AfterFunc(readRetry, func() { r.startParkedRead(pk, page, false) })
+			return
+		}
 		if op.err != nil {
 			errno = r.noteFault(op.err)
 		}
@@ -199,6 +207,10 @@ func (op *waitOp) undo() {
 		op.r.unpin(pr, false)
 	}
 }
+
+// readRetry is the pause between attempts to read a page for raw access with
+// OnReadError Wait.
+const readRetry = 20 * time.Millisecond
 
 // wait parks the calling goroutine until the op is complete. On a nil error
 // the pages are pinned (if the op pins). The op is recycled in any case.
