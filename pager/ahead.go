@@ -32,7 +32,8 @@ type aheadJob struct {
 
 type jobQueue struct {
 	mu      sync.Mutex
-	jobs    []aheadJob
+	jobs    []aheadJob // from head on
+	head    int        // so that the slice's memory is used again and again
 	pending atomic.Int32
 }
 
@@ -176,9 +177,13 @@ func (p *Pager) addJob(j aheadJob) {
 	}
 	q := &p.jobs
 	q.mu.Lock()
-	if k := len(q.jobs) - 1; k >= 0 && q.jobs[k].r == j.r && q.jobs[k].end == j.next && q.jobs[k].hint == j.hint {
+	if k := len(q.jobs) - 1; k >= q.head && q.jobs[k].r == j.r && q.jobs[k].end == j.next && q.jobs[k].hint == j.hint {
 		q.jobs[k].end = j.end
-	} else if len(q.jobs) < maxJobs {
+	} else if len(q.jobs)-q.head < maxJobs {
+		if q.head > 0 && len(q.jobs) == cap(q.jobs) {
+			q.jobs = q.jobs[:copy(q.jobs, q.jobs[q.head:])]
+			q.head = 0
+		}
 		q.jobs = append(q.jobs, j)
 		q.pending.Add(1)
 	}
@@ -189,14 +194,14 @@ func (p *Pager) addJob(j aheadJob) {
 func (p *Pager) dropJobs(r *Region) {
 	q := &p.jobs
 	q.mu.Lock()
-	kept := q.jobs[:0]
-	for _, j := range q.jobs {
+	kept := q.jobs[:0] // the head is behind: nothing is overwritten before it is read
+	for _, j := range q.jobs[q.head:] {
 		if j.r != r {
 			kept = append(kept, j)
 		}
 	}
 	clear(q.jobs[len(kept):])
-	q.jobs = kept
+	q.jobs, q.head = kept, 0
 	q.pending.Store(int32(len(kept)))
 	q.mu.Unlock()
 }
@@ -243,11 +248,11 @@ func (p *Pager) pumpInto(b *batch) {
 	q := &p.jobs
 	for q.pending.Load() != 0 && p.waiting.Load() == 0 {
 		q.mu.Lock()
-		if len(q.jobs) == 0 {
+		if len(q.jobs) == q.head {
 			q.mu.Unlock()
 			return
 		}
-		j := &q.jobs[0]
+		j := &q.jobs[q.head]
 		r := j.r
 		room := p.aheadRoom() / r.fpp
 		if r.closing.Load() || p.aheadLimit() < r.fpp {
@@ -261,8 +266,10 @@ func (p *Pager) pumpInto(b *batch) {
 		hint := j.hint
 		j.next += n
 		if j.next >= j.end {
-			q.jobs[0] = aheadJob{}
-			q.jobs = q.jobs[1:]
+			*j = aheadJob{}
+			if q.head++; q.head == len(q.jobs) {
+				q.jobs, q.head = q.jobs[:0], 0
+			}
 			q.pending.Add(-1)
 		}
 		q.mu.Unlock()
