@@ -91,7 +91,8 @@ var settings = []setting{
 	{"2 MiB pages", 8, nil, 4, pages(2*mib, 12, 4, 5, "file", "memory")},
 	{"block threads", 1, []string{"UFFDPAGER_PARK=block"}, 8, pages(4*kib, 300, 8, 32, "file", "memory", "reader")},
 	{"block threads 8", 8, []string{"UFFDPAGER_PARK=block"}, 32, pages(4*kib, 300, 8, 32, "file", "memory")},
-	{"restart", 2, []string{"UFFDPAGER_PARK=restart"}, 8, pages(4*kib, 300, 8, 32, "file", "memory")},
+	// A closure that is run again needs all its pages at once.
+	{"restart", 2, []string{"UFFDPAGER_PARK=restart"}, 8, pages(4*kib, 900, 96, 128, "file", "memory")},
 	{"no userfaultfd", 2, []string{"UFFDPAGER_FEATURES=-userfaultfd"}, 16, pages(4*kib, 300, 8, 32, "file", "memory", "reader")},
 	{"no batches", 2, []string{"UFFDPAGER_FEATURES=-process_madvise,-move"}, 16, pages(4*kib, 300, 8, 64, "file", "memory")},
 	{"no preemption", 2, []string{"GODEBUG=asyncpreemptoff=1"}, 8, pages(4*kib, 300, 8, 64, "file", "memory")},
