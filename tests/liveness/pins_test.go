@@ -188,7 +188,7 @@ func TestReadsProgressWhileAllIsDirty(t *testing.T) {
 		return
 	}
 	const budget, pages = 64, 400
-	p := fixture.Pager(t, pager.Options{Budget: budget * page})
+	p := fixture.Pager(t, pager.Options{Budget: budget * page, StallLimit: time.Minute})
 	s := store.NewFaulty(fixture.Memory(t, pages*page, 1), store.FaultyOptions{Kernel: true})
 	r := fixture.Map(t, p, s, quiet)
 	fixture.NeedRaw(t, r)
@@ -218,7 +218,7 @@ func TestReadsProgressWhileAllIsDirty(t *testing.T) {
 	}
 	select {
 	case err := <-written:
-		t.Errorf("200 pages were written (%v) under a budget of %d while the device took none", err, budget)
+		t.Fatalf("200 pages were written (%v) under a budget of %d while the device took none", err, budget)
 	default:
 	}
 	s.Release()
