@@ -166,24 +166,31 @@ func (p *Pager) letGo(h *goHold) {
 	p.holds.recycle(h)
 }
 
-// dropHolds releases what has been held for longer than d, and says how much.
-// Somebody needs room; he looks for it himself.
-func (p *Pager) dropHolds(d time.Duration) (n int) {
+// dropHold releases the oldest hold if it is older than d. Somebody needs room;
+// he looks for it himself.
+func (p *Pager) dropHold(d time.Duration) bool {
 	t := &p.holds
 	if t.n.Load() == 0 {
-		return 0
+		return false
 	}
-	for limit := time.Now().Add(-d); ; n++ {
-		t.mu.Lock()
-		h := t.first
-		if h == nil || h.since.After(limit) {
-			t.mu.Unlock()
-			return n
-		}
-		t.remove(h)
+	t.mu.Lock()
+	h := t.first
+	if h == nil || time.Since(h.since) < d {
 		t.mu.Unlock()
-		p.letGo(h)
+		return false
 	}
+	t.remove(h)
+	t.mu.Unlock()
+	p.letGo(h)
+	return true
+}
+
+// dropHolds releases all that has been held for longer than d.
+func (p *Pager) dropHolds(d time.Duration) (n int) {
+	for p.dropHold(d) {
+		n++
+	}
+	return n
 }
 
 // expireHolds is the housekeeper's: nothing is held much longer than holdLong.

@@ -250,7 +250,7 @@ func startParked(pk coro.Parked) {
 func (r *Region) startParkedRead(pk coro.Parked, page uint64, again bool) {
 	op := newOp(r)
 	op.isPark, op.parked = true, pk
-	op.pin = again || r.p.waiting.Load() != 0
+	op.hold = again || r.p.waiting.Load() != 0
 	op.one[0] = pageRange{page, 1}
 	op.ranges = op.one[:]
 	if err := r.p.begin(op); err != nil {

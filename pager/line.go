@@ -226,29 +226,44 @@ const (
 func (p *Pager) reserveFor(op *waitOp) room {
 	page := op.firstPage()
 	creds := op.credits() - op.saved
-	if creds > 0 && !p.credits.take(page, creds) {
-		if p.dropHolds(holdShort); !p.credits.take(page, creds) {
-			if load64(&p.w.dirty) > 0 {
-				p.wakeFlusher() // dirty pages have credits too
-			}
-			if !op.isPark || p.holds.n.Load() > 0 {
-				return roomNone
-			}
-			// Nobody fails or waits long for want of a hold.
-			p.credits.give(page, op.saved, true)
-			op.pin, op.saved, creds = false, 0, 0
+	if creds > 0 && !p.takeOrDrop(page, creds) {
+		if load64(&p.w.dirty) > 0 {
+			p.wakeFlusher() // dirty pages have credits too
+		}
+		return roomNone
+	}
+	held := false
+	if op.hold {
+		// It waits for other holds to end, which they do soon, but for nobody
+		// else's pins: a raw access goes on without being held.
+		if held = p.takeOrDrop(page, op.need); !held && p.holds.n.Load() > 0 {
+			return roomNone
 		}
 	}
 	got := p.reserve(op.r, op.need)
-	if got != roomMade {
-		if p.dropHolds(holdShort) > 0 {
-			got = p.reserve(op.r, op.need)
-		}
+	for got != roomMade && p.dropHold(holdShort) {
+		got = p.reserve(op.r, op.need)
 	}
-	if got != roomMade && creds > 0 {
+	switch {
+	case got == roomMade && held:
+		op.pin = true
+	case got != roomMade && held:
+		p.credits.give(page, op.need, true)
+	case got != roomMade && creds > 0:
 		p.credits.give(page, creds, true)
 	}
 	return got
+}
+
+// takeOrDrop takes credits, letting go of the oldest holds for them one by one:
+// what the others have must not be torn apart for nothing.
+func (p *Pager) takeOrDrop(page uint64, n int64) bool {
+	for !p.credits.take(page, n) {
+		if !p.dropHold(holdShort) {
+			return false
+		}
+	}
+	return true
 }
 
 // waitFrames reserves n frames for r, and n credits with write, waiting in

@@ -178,7 +178,7 @@ func (s *SyncOp) start() {
 
 // syncWindow is how many frames of one op are copied and in flight at a time,
 // roughly: a Sync of a large region must not double its memory.
-const syncWindow = 4096
+const syncWindow = writeWindow
 
 // pump starts writes of the op as the window allows.
 func (s *SyncOp) pump() {

@@ -54,6 +54,7 @@ type waitOp struct {
 	ranges []pageRange // what is wanted, in pages
 	one    [1]pageRange
 	pin    bool // the pages are to be pinned
+	hold   bool // a parked access that is to be pinned if that can be had
 	ticket bool // frames are all it wants, which the owner uses himself …
 	write  bool // … for pages that are born dirty: with a credit for each
 

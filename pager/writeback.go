@@ -255,10 +255,13 @@ type dirtyPage struct {
 	page uint64
 }
 
-// writing limits how much of what is dirty may be in flight at once, so that
+// writeWindow bounds, in frames, the copies of pages on their way to the store.
+const writeWindow = 2048
+
+// writeRoom limits how much of what is dirty may be in flight at once, so that
 // the fault server always finds a dirty page that it may write itself.
 func (p *Pager) writeRoom() int64 {
-	return max(1, p.pinnable.Load()/2) - p.writingFrames.Load()
+	return max(1, min(p.pinnable.Load()/2, writeWindow)) - p.writingFrames.Load()
 }
 
 // writeBack starts writing the given pages, as far as they are Dirty, each
