@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"reflect"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -273,6 +272,10 @@ func (r *Region) WriteAt(b []byte, off int64) (int, error) {
 func (r *Region) writePart(b []byte, off int64, page uint64) error {
 	src := unsafe.Pointer(unsafe.SliceData(b))
 	for tries := 0; ; tries++ {
+		if tries > 2 {
+			// The page leaves again and again before we get to it.
+			return r.writeHeld(b, off)
+		}
 		pw, w := r.d.look(page)
 		switch {
 		case pw == nil || !present(w):
@@ -290,7 +293,7 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 		if w&flagPrefetched != 0 {
 			r.firstTouch(pw, w, page)
 		}
-		if !sp.trap || tries > 8 && regionAt(uintptr(src)) == nil {
+		if !sp.trap {
 			return r.writePinned(b, off)
 		}
 		left, addr := coro.CopyOut(unsafe.Add(r.base, off), src, uintptr(len(b)))
@@ -308,10 +311,20 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 				return err
 			}
 		}
-		if tries&7 == 7 {
-			runtime.Gosched()
-		}
 	}
+}
+
+// writeHeld is writePinned for a b that may be memory of a region.
+func (r *Region) writeHeld(b []byte, off int64) error {
+	if regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) == nil {
+		return r.writePinned(b, off)
+	}
+	buf := bufs.get(1 << r.shift)
+	defer bufs.put(buf)
+	if err := r.fillBuffer(buf, b); err != nil {
+		return err
+	}
+	return r.writePinned(buf.mem[:len(b)], off)
 }
 
 // zeroPast zeros [lo, hi) of a page that may lie behind the end of the region.

@@ -100,6 +100,7 @@ func refault(pk coro.Parked) (again bool) {
 // addHold keeps the pin on page, which the caller has, for the goroutine.
 func (p *Pager) addHold(r *Region, page uint64, pk coro.Parked) {
 	t := &p.holds
+	limit := int(min(max(p.pinnable.Load()/p.largestPage.Load()/2, 1), holdPages))
 	var out heldPage
 	t.mu.Lock()
 	h := t.byG[pk.G]
@@ -120,7 +121,7 @@ func (p *Pager) addHold(r *Region, page uint64, pk coro.Parked) {
 		t.unlink(h)
 	}
 	h.pc, h.since = pk.PC, time.Now()
-	if h.n == holdPages {
+	if h.n >= limit {
 		out = h.at[0]
 		copy(h.at[:], h.at[1:])
 		h.n--
@@ -145,7 +146,7 @@ func (p *Pager) movedOn(pk coro.Parked) {
 	t := &p.holds
 	t.mu.Lock()
 	h := t.byG[pk.G]
-	if h == nil || h.pc == pk.PC && h.n < holdPages {
+	if h == nil || h.pc == pk.PC {
 		t.mu.Unlock()
 		return
 	}

@@ -37,9 +37,11 @@ type line struct {
 	since time.Time
 }
 
+// In the order in which they are served: what is pinned makes progress for
+// sure, and when it waits for credits it leaves the frames to others.
 const (
-	lineFrames = iota
-	lineCredits
+	lineCredits = iota
+	lineFrames
 )
 
 type opQueue struct{ head, tail *waitOp }
@@ -228,12 +230,16 @@ func (p *Pager) reserveFor(op *waitOp) room {
 	creds := op.credits() - op.saved
 	if creds > 0 && !p.takeOrDrop(page, creds) {
 		if load64(&p.w.dirty) > 0 {
-			p.wakeFlusher() // dirty pages have credits too
+			p.flushForRoom() // dirty pages have credits too
 		}
 		return roomNone
 	}
 	held := false
-	if op.hold {
+	switch {
+	case !op.hold:
+	case p.lineLen[lineCredits].Load() > 0:
+		held = p.credits.take(page, op.need) // what the other line leaves
+	default:
 		// It waits for other holds to end, which they do soon, but for nobody
 		// else's pins: a raw access goes on without being held.
 		if held = p.takeOrDrop(page, op.need); !held && p.holds.n.Load() > 0 {
@@ -342,7 +348,7 @@ func (p *Pager) breakStall() {
 		return
 	}
 	have := p.credits.left() + op.saved
-	if l.first != op || have > l.best {
+	if l.first != op || have > l.best || have >= op.credits() {
 		l.first, l.best, l.since = op, have, now
 		l.mu.Unlock()
 		return

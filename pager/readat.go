@@ -4,9 +4,8 @@ package pager
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
-	"runtime"
 	"unsafe"
 
 	"github.com/uffdpager/uffdpager/coro"
@@ -78,12 +77,12 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 				continue
 			}
 		}
-		if tries > 0 && tries&1 == 1 && regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) == nil {
-			// The page is evicted again and again before we run: hold it.
-			if err := r.readPinned(b, off, page); err != errNoPin {
+		if tries > 1 && regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) == nil {
+			// The page is evicted again and again before we run: pin it, unless
+			// others keep everything pinned.
+			if err := r.readPinned(b, off, page); !errors.Is(err, ErrBudget) {
 				return err
 			}
-			runtime.Gosched()
 		}
 		if err := r.need(context.Background(), page, last); err != nil {
 			return err
@@ -91,15 +90,9 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 	}
 }
 
-var errNoPin = fmt.Errorf("%w: nothing more can be pinned", ErrBudget)
-
-// readPinned copies from a page while it is pinned. With the trap it does not
-// insist on a pin: the caller has another way.
+// readPinned copies from a page while it is pinned.
 func (r *Region) readPinned(b []byte, off int64, page uint64) error {
 	if !r.pinHit(page) {
-		if sp.trap && r.p.credits.left() < r.fpp {
-			return errNoPin
-		}
 		pin, err := r.acquire(context.Background(), int64(page<<r.shift), min(int64(1)<<r.shift, r.Len()-int64(page<<r.shift)), false)
 		if err != nil {
 			return err
