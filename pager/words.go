@@ -34,6 +34,7 @@ type pagerWords struct {
 	serverFrames int64 // the last free frames
 	frameSlack   int64
 	creditSlack  int64
+	creditLast   int64 // and when even that is in flight, with everybody stopped who could end it
 
 	// The pages that were served last, newest at recentPos. One instruction may
 	// need several pages at once: it would never end if serving one took away

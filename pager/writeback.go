@@ -604,12 +604,15 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 			if e != errnoNothing {
 				failed = e
 			}
-			if turn > serveLimit/4 {
+			if turn > serveLimit/4 && failed != 0 || turn > serveLimit {
 				// The store takes nothing, or nothing may be written.
 				if failed == 0 {
 					failed = errnoNoRoom
 				}
 				return failed
+			}
+			if turn > lastResort && unlockPage(d, pw, w, page, -load64(&d.words.creditLast)) {
+				return 0
 			}
 			if turn > 2 {
 				bare.FutexWait(&napWord, 0, patienceNap*4)
@@ -617,6 +620,10 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 		}
 	}
 }
+
+// lastResort is how many turns a blocked store waits for writes that are in
+// flight, in case their owners can run, before it takes the last credits.
+const lastResort = 16
 
 const (
 	errnoNothing = 1<<21 + 2 // no page that the server may write
