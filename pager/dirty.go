@@ -497,13 +497,19 @@ func (p *Pager) endParkedWrites(r *Region) {
 
 // startParkedWrite: a goroutine is parked at a store to a clean page because
 // there was no credit. The region has been entered.
-func (r *Region) startParkedWrite(pk coro.Parked, page uint64) {
+func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool) {
 	if r.draining.Load() {
 		r.leave()
 		pk.Resume(errnoClosed)
 		return
 	}
 	ok, err := r.tryDirty(page)
+	if !ok && err == nil && stuck {
+		// One store may need two pages dirty at once, and cleaning one for the
+		// other would go on for ever: two pages beyond the limit are for that.
+		pw, w := r.d.look(page)
+		ok = pw != nil && (w&stateMask == stResident || w&stateMask == stWriting) && unlockPage(r.d, pw, w, page, -2*r.fpp)
+	}
 	if ok || err == errAbsent {
 		r.leave()
 		pk.Resume(0)
@@ -511,7 +517,7 @@ func (r *Region) startParkedWrite(pk coro.Parked, page uint64) {
 	}
 	f := &r.p.flush
 	f.mu.Lock()
-	f.parked = append(f.parked, parkedWrite{r, pk, page})
+	f.parked = append(f.parked, parkedWrite{r, pk, page, stuck})
 	f.mu.Unlock()
 	r.p.wakeFlusher()
 }

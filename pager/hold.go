@@ -81,20 +81,28 @@ func (t *holdTable) recycle(h *goHold) {
 }
 
 // lastFault remembers the last fault of goroutines. Only the parker uses it.
-var lastFault [4096]struct{ g, page uintptr }
+var lastFault [4096]struct {
+	g, page, pc uintptr
+	n           int // faults in a row at the same instruction
+}
 
 // refault notes the fault and says whether the goroutine's last one was on the
-// same page. It releases what was held for the goroutine, unless it is still
-// at the same instruction.
-func refault(pk coro.Parked) (again bool) {
+// same page, and whether it has been at the same instruction for long. It
+// releases what was held for the goroutine, unless it is still there.
+func refault(pk coro.Parked) (again, stuck bool) {
 	e := &lastFault[pk.G>>5*0x9E3779B97F4A7C15>>52]
 	page := pk.Addr >> frameShift
 	again = e.g == pk.G && e.page == page
-	e.g, e.page = pk.G, page
+	if e.g == pk.G && e.pc == pk.PC {
+		e.n++
+	} else {
+		e.n = 0
+	}
+	e.g, e.page, e.pc = pk.G, page, pk.PC
 	if r := regionAt(pk.Addr); r != nil && r.p.holds.n.Load() != 0 {
 		r.p.movedOn(pk)
 	}
-	return again
+	return again, e.n > 8
 }
 
 // addHold keeps the pin on page, which the caller has, for the goroutine.

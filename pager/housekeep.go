@@ -227,7 +227,7 @@ func parker() {
 }
 
 func startParked(pk coro.Parked) {
-	again := refault(pk)
+	again, stuck := refault(pk)
 	r := regionAt(pk.Addr)
 	if r == nil || !r.enterFault() {
 		pk.Resume(errnoClosed)
@@ -241,7 +241,7 @@ func startParked(pk coro.Parked) {
 	}
 	page := off >> r.shift
 	if pk.Access == coro.WriteProtected {
-		r.startParkedWrite(pk, page)
+		r.startParkedWrite(pk, page, stuck)
 		return
 	}
 	r.startParkedRead(pk, page, again)

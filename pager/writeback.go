@@ -193,9 +193,10 @@ type flusher struct {
 }
 
 type parkedWrite struct {
-	r    *Region
-	pk   coro.Parked
-	page uint64
+	r     *Region
+	pk    coro.Parked
+	page  uint64
+	stuck bool
 }
 
 // waitRoom waits until some dirty page has become clean, or a while.
@@ -239,7 +240,7 @@ func (p *Pager) roomMade() {
 	f.parked = nil
 	f.mu.Unlock()
 	for _, w := range parked {
-		w.r.startParkedWrite(w.pk, w.page)
+		w.r.startParkedWrite(w.pk, w.page, w.stuck)
 	}
 }
 
