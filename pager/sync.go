@@ -171,7 +171,9 @@ func (s *SyncOp) start() {
 	r.write.mu.Unlock()
 	// A page of the list that somebody else begins to write before we do is
 	// as good: his copy is made after the call.
+	s.mu.Lock()
 	s.todo = list
+	s.mu.Unlock()
 	s.pump()
 	s.pageDone()
 }
