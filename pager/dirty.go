@@ -471,9 +471,6 @@ func (r *Region) Update(ctx context.Context, fn func(mem []byte) error) error {
 	return r.bracket(ctx, fn, true)
 }
 
-func (r *Region) beginUpdate(ctx context.Context) error { return nil }
-func (r *Region) endUpdate()                            {}
-
 // endParkedWrites fails the parked stores to r, which is being closed.
 func (p *Pager) endParkedWrites(r *Region) {
 	f := &p.flush

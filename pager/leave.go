@@ -59,11 +59,9 @@ type zapEntry struct {
 type evictState struct {
 	batch  [maxEvictBatch]zapEntry
 	n      int
-	want   int64       // frames still wanted
 	dirty  []dirtyPage // met on the way: to be written
 	ranges [maxEvictBatch]uffd.Range
 	take   func(evict.Page) evict.Verdict // takeVictim as a value, made once
-	unused int64
 }
 
 // takeVictim judges a candidate. evictMu is held.

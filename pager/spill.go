@@ -105,12 +105,6 @@ func (r *Region) spillRoom(page uint64) bool {
 	return s == nil || load64(&r.d.spillUsed) < s.limit || r.d.spilled(page)
 }
 
-// spillFull: changes have nowhere to go any more.
-func (r *Region) spillFull() bool {
-	s := r.write.spill
-	return s != nil && load64(&r.d.spillUsed) >= s.limit
-}
-
 // markSpilled notes that pages have been written to the spill file.
 func (r *Region) markSpilled(first, n uint64) {
 	s := r.write.spill

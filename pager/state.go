@@ -3,8 +3,6 @@
 package pager
 
 import (
-	"unsafe"
-
 	"github.com/uffdpager/uffdpager/coro/bare"
 )
 
@@ -89,18 +87,11 @@ const (
 	flagHeld       word = 1 << 8 // Unlocking: came from Writing, goes back there
 	flagWaited     word = 1 << 9 // Loading, Installing: the bucket has waiters
 
-	pinOne   word = 1 << 12
-	pinMask  word = (1<<20 - 1) << 12
-	genOne   word = 1 << 32
-	genMask  word = (1<<32 - 1) << 32
-	flagMask word = 0xff0
+	pinOne  word = 1 << 12
+	pinMask word = (1<<20 - 1) << 12
+	genOne  word = 1 << 32
+	genMask word = (1<<32 - 1) << 32
 )
-
-func wordState(w word) word { return w & stateMask }
-func wordPins(w word) int64 { return int64(w & pinMask >> 12) }
-func wordGen(w word) uint32 { return uint32(w >> 32) }
-
-var stateNames = [...]string{"Missing", "Loading", "Installing", "Resident", "Unlocking", "Dirty", "Copying", "Writing", "Evicting", "Failed"}
 
 // present: the page is mapped and readable.
 //
@@ -176,5 +167,3 @@ func relax(turn int) {
 	}
 	bare.Syscall(sysSchedYield, 0, 0, 0, 0, 0, 0)
 }
-
-func addPtr(p unsafe.Pointer, n uintptr) unsafe.Pointer { return unsafe.Add(p, n) }

@@ -80,12 +80,6 @@ func (r *Region) bracket(ctx context.Context, fn func(mem []byte) error, write b
 	if r.closing.Load() {
 		return ErrClosed
 	}
-	if write {
-		if err := r.beginUpdate(ctx); err != nil {
-			return err
-		}
-		defer r.endUpdate()
-	}
 	if !sp.trap || r.p.opt.Park == coro.Restart {
 		if write && !sp.trap {
 			return unsupported("Update runs its function once, which needs the SIGBUS trap")

@@ -18,15 +18,14 @@ const (
 // server share with ordinary code. They live in the Pager, which every live
 // region keeps alive.
 type pagerWords struct {
-	free     int64 // frames nobody has; negative while a smaller budget is being reached
-	_        [56]byte
-	credits  int64 // frames that may still be pinned or dirty; see credit.go
-	_        [56]byte
-	dirty    int64 // frames
-	stolen   uint64
-	served   uint64 // pages loaded by the fault server
-	srvRead  uint64 // bytes
-	srvWrote uint64 // pages
+	free    int64 // frames nobody has; negative while a smaller budget is being reached
+	_       [56]byte
+	credits int64 // frames that may still be pinned or dirty; see credit.go
+	_       [56]byte
+	dirty   int64 // frames
+	stolen  uint64
+	served  uint64 // pages loaded by the fault server
+	srvRead uint64 // bytes
 
 	// What only the fault server may use, so that it can always go on: frames
 	// below zero while SetBudget is on its way down (the old budget still
@@ -59,7 +58,6 @@ type pagerWords struct {
 const (
 	noticeLoaded  = 1 + iota // the server made the page Resident
 	noticeFailed             // the server failed to read a page that has waiters
-	noticeDirty              // a write fault made the page Dirty
 	noticeWritten            // the server wrote a dirty page
 )
 

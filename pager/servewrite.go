@@ -1,0 +1,191 @@
+//go:build linux
+
+package pager
+
+import (
+	"syscall"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+)
+
+// serveWrite lets a store to a clean page go on when there is no credit for
+// one more dirty page: it writes another dirty page itself. It runs on a fault
+// server.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func serveWrite(d *desc, page uint64) (errno uintptr) {
+	var failed uintptr
+	for turn := 0; ; turn++ {
+		if bare.Load32(&d.state) != descLive {
+			return errnoClosed
+		}
+		pw, w := d.look(page)
+		if pw == nil || !present(w) {
+			return 0 // it has left: the store faults anew
+		}
+		switch w & stateMask {
+		case stResident, stWriting:
+		default:
+			relax(turn)
+			return 0
+		}
+		if unlockPage(d, pw, w, page, 0) {
+			return 0
+		}
+		if bare.Load64(pw) != w {
+			continue
+		}
+		// With the slack there are always a few pages that are Dirty and not
+		// being written: those that came by it.
+		if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack)) {
+			return 0
+		}
+		if e := cleanVia(d.words, turn); e != 0 {
+			if e != errnoNothing {
+				failed = e
+			}
+			if turn > serveLimit/4 && failed != 0 || turn > serveLimit {
+				// The store takes nothing, or nothing may be written.
+				if failed == 0 {
+					failed = errnoNoRoom
+				}
+				return failed
+			}
+			if turn > lastResort && unlockPage(d, pw, w, page, -load64(&d.words.creditLast)) {
+				return 0
+			}
+			if turn > 2 {
+				bare.FutexWait(&napWord, 0, patienceNap*4)
+			}
+		}
+	}
+}
+
+// lastResort is how many turns a blocked store waits for writes that are in
+// flight, in case their owners can run, before it takes the last credits.
+const lastResort = 16
+
+const (
+	errnoNothing = 1<<21 + 2 // no page that the server may write
+	errnoNoRoom  = 1<<20 + 8 // nothing can be written to make room for a dirty page
+)
+
+// cleanVia is cleanOne, called through a variable: the linker counts the stack
+// of nosplit functions along static calls, assuming the little that is left of
+// a goroutine's; the fault server has 64 KiB of its own.
+var (
+	cleanVia     = cleanOne
+	cleanPageVia = cleanPage
+	copyOutVia   = copyOut
+	endWriteVia  = endWrite
+)
+
+// cleanOne writes one dirty page of the pager and makes it clean; in its first
+// attempts not one of those that were served last.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func cleanOne(words *pagerWords, attempt int) (errno uintptr) {
+	keep := spare(attempt)
+	used := bare.Load32(&sp.leafUsed)
+	for i := uint32(0); i <= used+1; i++ {
+		h := bare.Add32(&words.hand, 1) % (used + 1)
+		if h == 0 {
+			continue
+		}
+		m := metaOf(h)
+		bits := bare.Load64(&m.dirty)
+		di := bare.Load32(&m.desc)
+		if di == 0 || bits == 0 {
+			continue
+		}
+		d := enterDesc(di, words)
+		if d == nil {
+			continue
+		}
+		if bare.Load32(&d.flags)&descServeDirty != 0 {
+			first := bare.Load64(&m.group) << leafShift
+			for k := uint64(0); k < leafPages; k++ {
+				if bits>>k&1 == 0 || words.servedLately(di, first+k, keep) {
+					continue
+				}
+				if e := cleanPageVia(d, first+k); e == 0 {
+					bare.Add32(&d.users, ^uint32(0))
+					return 0
+				} else if e != errnoNothing {
+					errno = e
+				}
+			}
+		}
+		bare.Add32(&d.users, ^uint32(0))
+	}
+	if errno == 0 {
+		errno = errnoNothing
+	}
+	return errno
+}
+
+// cleanPage writes one page if it is dirty, unpinned and whole.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func cleanPage(d *desc, page uint64) (errno uintptr) {
+	if page >= d.pages {
+		return errnoNothing
+	}
+	pw, w := d.look(page)
+	off := page << d.shift
+	if pw == nil || w&stateMask != stDirty || w&flagWritePin != 0 || off+uint64(d.pageSize()) > bare.Load64(&d.length) {
+		return errnoNothing
+	}
+	i, mem := takeServerBuffer()
+	if copyOutVia(d, page, 1, mem) == 0 {
+		giveServerBuffer(i)
+		return errnoNothing
+	}
+	fd, at := uintptr(d.fd), d.fdOff+off
+	if d.spillBits != nil {
+		fd, at = uintptr(d.spillFD), off
+	}
+	if d.mem != nil && d.spillBits == nil {
+		bare.Copy(unsafe.Add(d.mem, off), mem, d.pageSize())
+	} else {
+		for done := uintptr(0); done < d.pageSize() && errno == 0; {
+			n, e := bare.Syscall(syscall.SYS_PWRITE64, fd, uintptr(mem)+done, d.pageSize()-done, uintptr(at)+done, 0, 0)
+			if e == uintptr(syscall.EINTR) {
+				continue
+			}
+			if e == 0 && n == 0 {
+				e = uintptr(syscall.EIO)
+			}
+			errno = e
+			done += n
+		}
+	}
+	giveServerBuffer(i)
+	if errno == 0 {
+		if d.spillBits != nil {
+			if d.setSpilled(page) {
+				add64(&d.spillUsed, 1)
+			}
+		} else {
+			end := off + uint64(d.pageSize())
+			for {
+				v := bare.Load64(&d.stored)
+				if end <= v || bare.Cas64(&d.stored, v, end) {
+					break
+				}
+			}
+		}
+	}
+	if _, free := endWriteVia(d, page, errno == 0); free {
+		add64(&d.words.credits, d.framesPerPage())
+	}
+	d.words.notify(noticeWritten, d.index, page, true)
+	return errno
+}
