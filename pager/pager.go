@@ -239,6 +239,7 @@ func (p *Pager) Stats() Stats {
 	s.Metadata, s.PageTables = p.overhead()
 	if sp.trap {
 		s.Faults = coro.ReadStats()
+		s.Blocked = s.Faults.BlockedBy
 	}
 	active, why := coro.ParkStatus()
 	switch {

@@ -45,10 +45,11 @@ type Stats struct {
 	Prefetch prefetch.Feedback
 
 	// Raw access.
-	Faults   coro.Stats // what the trap saw, in this process (all pagers)
-	Restarts int64      // closures that View ran again
-	Park     string     // how raw access waits here, and why
-	ParkMode coro.Mode  // the mode in force
+	Faults   coro.Stats     // what the trap saw, in this process (all pagers)
+	Blocked  []coro.Blocked // where faults could not be parked, and why, most frequent first: Faults.BlockedBy
+	Restarts int64          // closures that View ran again
+	Park     string         // how raw access waits here, and why
+	ParkMode coro.Mode      // the mode in force
 
 	MissLatency Histogram // from the miss until the page was there
 	ReadLatency Histogram // of read I/Os
