@@ -17,10 +17,15 @@ import (
 // from; to let them write into it, AcquireWrite). A Pin is a value: copy it
 // freely, but call Release once.
 type Pin struct {
+	check pinCheck
 	r     *Region
 	off   int64
 	n     int64
 	write bool
+}
+
+func newPin(r *Region, off, n int64, write bool) Pin {
+	return Pin{watchPin(r, off, n), r, off, n, write}
 }
 
 // Bytes is the pinned memory. It must not be used after Release.
@@ -28,6 +33,7 @@ func (p Pin) Bytes() []byte {
 	if p.r == nil || p.n == 0 {
 		return nil
 	}
+	p.check.use()
 	return unsafe.Slice((*byte)(unsafe.Add(p.r.base, p.off)), p.n)
 }
 
@@ -36,6 +42,7 @@ func (p Pin) Release() {
 	if p.r == nil || p.n == 0 {
 		return
 	}
+	p.check.end()
 	p.r.unpin(p.r.pageRange(p.off, p.n), p.write)
 }
 
@@ -162,7 +169,7 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 	if err := r.acquirePages(ctx, r.pageRange(off, n), write); err != nil {
 		return Pin{}, err
 	}
-	return Pin{r, off, n, write}, nil
+	return newPin(r, off, n, write), nil
 }
 
 // acquirePages pins a range of pages.
@@ -246,7 +253,7 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 	for i, g := range rs {
 		pins[i] = Pin{}
 		if g.Len != 0 {
-			pins[i] = Pin{r, g.Off, g.Len, false}
+			pins[i] = newPin(r, g.Off, g.Len, false)
 		}
 	}
 	return nil
@@ -268,7 +275,7 @@ func (r *Region) TryAcquire(off, n int64) (Pin, bool) {
 			r.unpin(pr, false)
 			return Pin{}, false
 		}
-		return Pin{r, off, n, false}, true
+		return newPin(r, off, n, false), true
 	}
 	if r.enter() {
 		r.readAhead(pr, 0)
@@ -331,6 +338,7 @@ func (p *Pager) start(op *waitOp) {
 		p.predict(r, b)
 	}
 	p.submit(b)
+	p.transition()
 	op.pageDone() // the one that stood for this function; op may be gone now
 	if (creds > 0 || frames > 0) && p.waiting.Load() != 0 {
 		p.serveLine()

@@ -142,6 +142,7 @@ func (p *Pager) notice(v uint64) {
 		return
 	}
 	defer r.leave()
+	p.transition()
 	switch v >> 60 {
 	case noticeLoaded:
 		p.evictMu.Lock()

@@ -221,6 +221,7 @@ func (p *Pager) zap(dm *domain) (freed int64) {
 			}
 		}
 	}
+	p.transition()
 	if left > 0 {
 		p.stats.evictions.Add(int64(left))
 		p.stats.evictBatches.Add(1)

@@ -288,6 +288,7 @@ func (p *Pager) finish(l *load, err error) {
 	}
 	r.arrived(l)
 	p.landed(l)
+	p.transition()
 }
 
 // landed frees a load and its place in the queue depth, and starts what waits

@@ -355,6 +355,7 @@ func (p *Pager) failPage(r *Region, page uint64, gen uint32, from word, err erro
 		w = next
 	}
 	p.unreserve(r.fpp)
+	p.transition()
 }
 
 // abandonAll completes every waiting op of r with err; for Close. Pins that

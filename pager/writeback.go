@@ -409,6 +409,7 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 	if len(more) > 0 {
 		p.writeBack(more, writeSync)
 	}
+	p.transition()
 	if clean > 0 {
 		if why == writeEvict {
 			p.evictNext(r, first, uint64(n))

@@ -238,7 +238,7 @@ func (w *world) sweep() error {
 			}
 		}
 	}
-	return w.checkBudget()
+	return errors.Join(w.checkBudget(), fixture.Quiet(w.p))
 }
 
 // checkStore compares what the store holds, seen from outside, with the model.
