@@ -41,7 +41,7 @@ type writeState struct {
 	resizing sync.Mutex   // one Resize or Discard at a time
 
 	unflushed atomic.Bool // something was written since the last flush
-	spill     *spill      // Private
+	side      store.Store // see where.go; nil: none
 	owner     bool        // the store is in mapped
 }
 
@@ -89,10 +89,7 @@ func (r *Region) closeWrite() error {
 	if r.write.owner {
 		mapped.Delete(r.store)
 	}
-	if s := r.write.spill; s != nil {
-		return s.close()
-	}
-	return nil
+	return r.closeSide(r.d.pages)
 }
 
 // writableErr is nil if the region may be written to.

@@ -419,6 +419,7 @@ var napWord uint32 // never changes: a futex to sleep on
 // Called through variables: see cleanVia.
 var (
 	fillVia  = fillPage
+	fetchVia = fetchPage
 	stealVia = stealFrames
 	mapVia   = mapPages
 )
@@ -431,33 +432,12 @@ var (
 //go:nocheckptr
 func fillPage(d *desc, pw *word, page uint64, gen uint32) (errno uintptr) {
 	i, mem := takeServerBuffer()
-	src := mem
 	size := d.pageSize()
-	off := page << d.shift
-	stored := bare.Load64(&d.stored)
-	n := size
-	if off >= stored {
-		n = 0
-	} else if stored-off < uint64(size) {
-		n = uintptr(stored - off)
-	}
-	if d.spilled(page) {
-		n = size
-		errno = preadFull(int(d.spillFD), mem, size, n, off)
-	} else if d.mem != nil && n == size {
-		src = unsafe.Add(d.mem, off)
-	} else if d.mem != nil {
-		bare.Copy(mem, unsafe.Add(d.mem, off), n)
-	} else if n > 0 {
-		errno = preadFull(int(d.fd), mem, size, n, d.fdOff+off)
-	}
+	src, n, errno := fetchVia(d, page, mem)
 	if d.past(page) {
 		errno = errnoRange
 	}
 	if errno == 0 {
-		if n < size {
-			bare.Zero(unsafe.Add(mem, n), size-n)
-		}
 		if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
 			// Somebody took it over in turn, or cancelled it. Those who wait for
 			// it are woken to look; the instruction tries again.

@@ -40,6 +40,7 @@ type load struct {
 	gens   []uint32 // generation of each page's claim
 	kind   int
 	from   source
+	at     int64  // where in from the first page is
 	stored uint64 // bytes the store had when the page was claimed
 	begun  time.Time
 	buf    *buffer
@@ -77,41 +78,22 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 		}
 		b.count++
 	}
-	from := r.sourceOf(page)
+	from, at := r.sourceOf(page)
 	if k := len(b.loads) - 1; k >= 0 {
 		l := b.loads[k]
 		n := uint64(len(l.gens))
-		if l.r == r && l.kind == kind && l.from == from && l.first+n == page && (n+1)<<r.shift <= maxRun {
+		if l.r == r && l.kind == kind && l.from == from && l.first+n == page && l.at+int64(n<<r.shift) == at && (n+1)<<r.shift <= maxRun {
 			l.gens = append(l.gens, gen)
 			return
 		}
 	}
 	r.active.Add(1) // until landed
 	l := loadPool.Get().(*load)
-	l.r, l.first, l.kind, l.from = r, page, kind, from
+	l.r, l.first, l.kind, l.from, l.at = r, page, kind, from, at
 	l.stored = bare.Load64(&r.d.stored)
 	l.gen0[0] = gen
 	l.gens = l.gen0[:1]
 	b.loads = append(b.loads, l)
-}
-
-// source is where a page's contents are.
-type source uint8
-
-const (
-	fromStore source = iota
-	fromZeros        // nowhere: the store has nothing of it
-	fromSpill        // Private: in the spill file
-)
-
-func (r *Region) sourceOf(page uint64) source {
-	switch {
-	case r.d.spilled(page):
-		return fromSpill
-	case page<<r.shift >= bare.Load64(&r.d.stored):
-		return fromZeros
-	}
-	return fromStore
 }
 
 // submit starts the batch's reads and frees the batch.
@@ -147,7 +129,7 @@ func (p *Pager) launch(l *load, b *batch) {
 func (p *Pager) ready(l *load, b *batch) {
 	n := len(l.gens) << l.r.shift
 	l.buf = bufs.get(n)
-	l.op = aio.Op{Code: aio.Read, Off: int64(l.first << l.r.shift), Buf: l.buf.mem[:n], Done: loadDone, Arg: l}
+	l.op = aio.Op{Code: aio.Read, Off: l.at, Buf: l.buf.mem[:n], Done: loadDone, Arg: l}
 	b.ops = append(b.ops, &l.op)
 }
 
@@ -169,11 +151,7 @@ func (p *Pager) flushBatch(b *batch) {
 			}
 			k++
 		}
-		st := l.r.store
-		if l.from == fromSpill {
-			st = l.r.write.spill.st
-		}
-		st.Start(p.engine, b.ops[i:k])
+		l.r.sourceStore(l.from).Start(p.engine, b.ops[i:k])
 		i = k
 	}
 	clear(b.ops)
@@ -248,7 +226,7 @@ func loadDone(op *aio.Op) {
 		// What the store should have; the rest of the last page is zeros.
 		stored := int64(l.stored)
 		want := max(0, min(int64(len(op.Buf)), stored-op.Off))
-		if l.from == fromSpill {
+		if l.from == fromSide {
 			want = int64(len(op.Buf))
 		}
 		if int64(op.N) < want {
@@ -325,6 +303,7 @@ func (p *Pager) readSingly(l *load, err error) {
 			s := loadPool.Get().(*load)
 			r.active.Add(1)
 			s.r, s.first, s.kind, s.from, s.begun, s.stored = r, page, demand, l.from, l.begun, l.stored
+			s.at = l.at + int64(i<<r.shift)
 			s.gen0[0] = gen
 			s.gens = s.gen0[:1]
 			b.loads = append(b.loads, s)

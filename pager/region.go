@@ -208,12 +208,12 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	d := r.d
 	r.base, r.dir = bare.Ptr(d.base), d.dir
 	r.mapSize = size
+	d.pages = (uint64(reach) + 1<<shift - 1) >> shift
 	if err := r.openWrite(reach); err != nil {
 		sp.release(r)
 		return nil, err
 	}
 	d.length, d.stored = uint64(size), uint64(size)
-	d.pages = (uint64(reach) + 1<<shift - 1) >> shift
 	d.words = p.w
 	d.minResident = o.MinResident >> frameShift
 	r.rawErr = r.setFlags(o)

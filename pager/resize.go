@@ -74,7 +74,7 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 	if stored := bare.Load64(&r.d.stored); stored > uint64(size) {
 		bare.Store64(&r.d.stored, uint64(size))
 	}
-	r.unspill(first, n)
+	r.unplace(first, n)
 	if !r.opt.Private {
 		if err := r.store.Truncate(size); err != nil {
 			return r.fault("resize", uint64(size)>>r.shift, err)

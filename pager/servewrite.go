@@ -3,9 +3,6 @@
 package pager
 
 import (
-	"syscall"
-	"unsafe"
-
 	"github.com/uffdpager/uffdpager/coro/bare"
 )
 
@@ -80,6 +77,7 @@ var (
 	cleanVia     = cleanOne
 	cleanPageVia = cleanPage
 	copyOutVia   = copyOut
+	storeVia     = storePage
 	endWriteVia  = endWrite
 )
 
@@ -140,7 +138,7 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 	}
 	pw, w := d.look(page)
 	off := page << d.shift
-	if pw == nil || w&stateMask != stDirty || w&flagWritePin != 0 || off+uint64(d.pageSize()) > bare.Load64(&d.length) {
+	if pw == nil || w&stateMask != stDirty || w&flagWritePin != 0 || off+uint64(d.pageSize()) > bare.Load64(&d.length) || !d.placeRoom(page) {
 		return errnoNothing
 	}
 	i, mem := takeServerBuffer()
@@ -148,40 +146,10 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 		giveServerBuffer(i)
 		return errnoNothing
 	}
-	fd, at := uintptr(d.fd), d.fdOff+off
-	if d.spillBits != nil {
-		fd, at = uintptr(d.spillFD), off
-	}
-	if d.mem != nil && d.spillBits == nil {
-		bare.Copy(unsafe.Add(d.mem, off), mem, d.pageSize())
-	} else {
-		for done := uintptr(0); done < d.pageSize() && errno == 0; {
-			n, e := bare.Syscall(syscall.SYS_PWRITE64, fd, uintptr(mem)+done, d.pageSize()-done, uintptr(at)+done, 0, 0)
-			if e == uintptr(syscall.EINTR) {
-				continue
-			}
-			if e == 0 && n == 0 {
-				e = uintptr(syscall.EIO)
-			}
-			errno = e
-			done += n
-		}
-	}
+	errno = storeVia(d, page, mem)
 	giveServerBuffer(i)
 	if errno == 0 {
-		if d.spillBits != nil {
-			if d.setSpilled(page) {
-				add64(&d.spillUsed, 1)
-			}
-		} else {
-			end := off + uint64(d.pageSize())
-			for {
-				v := bare.Load64(&d.stored)
-				if end <= v || bare.Cas64(&d.stored, v, end) {
-					break
-				}
-			}
-		}
+		d.written(page, off+uint64(d.pageSize()))
 	}
 	if _, free := endWriteVia(d, page, errno == 0); free {
 		add64(&d.words.credits, d.framesPerPage())

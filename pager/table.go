@@ -81,11 +81,14 @@ type desc struct {
 	misses      uint64 // made by the fault server
 	minResident int64  // frames that eviction leaves
 
-	// Private regions: which pages are in the spill file instead of the store.
-	spillBits unsafe.Pointer // *[…]uint64, nil: not private
-	spillUsed int64          // pages
-	spillFD   int32
-	_         [4]byte
+	// The side store, if the region has one; see where.go.
+	sideMap  unsafe.Pointer // *[pages]uint32, nil: none
+	sideMem  unsafe.Pointer // its memory, nil: it is a file
+	sideOff  uint64         // of its first place
+	sideUsed int64          // Private: places taken
+	sideMax  int64          // Private: places there may be
+	sideFD   int32
+	_        [4]byte
 
 	holdFirst, holdEnd uint64 // pages that must not be written now: see Discard
 }
@@ -103,6 +106,7 @@ const (
 	descNotices                // misses of the fault server are told to the prefetcher
 	descRestart                // every fault becomes a Go fault
 	descWaitError              // OnReadError: Wait
+	descSideOwn                // a page's place in the side store is its own offset
 )
 
 // reset clears all but state and users: a fault server may just be finding out

@@ -316,7 +316,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 	if pw, w := r.d.look(first); pw == nil || w&stateMask != stDirty {
 		return 0
 	}
-	if !r.spillRoom(first) {
+	if !r.d.placeRoom(first) {
 		return 0
 	}
 	maxPages := max(1, uint64(copyMax)*FrameSize>>r.shift)
@@ -383,10 +383,8 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 	if err == nil {
 		p.stats.writebacks.Add(int64(n))
 		r.write.unflushed.Store(true)
-		if r.write.spill != nil {
-			r.markSpilled(first, uint64(n))
-		} else {
-			r.raiseStored(min(uint64(r.Len()), (first+uint64(n))<<r.shift))
+		for i := range uint64(n) {
+			r.d.written(first+i, uint64(r.Len()))
 		}
 	} else {
 		p.stats.writeErrors.Add(1)
@@ -437,16 +435,6 @@ func (p *Pager) cleaned() {
 	p.roomMade()
 	if p.waiting.Load() != 0 {
 		p.serveLine()
-	}
-}
-
-// raiseStored notes that the store has data up to end.
-func (r *Region) raiseStored(end uint64) {
-	for {
-		v := bare.Load64(&r.d.stored)
-		if end <= v || bare.Cas64(&r.d.stored, v, end) {
-			return
-		}
 	}
 }
 
