@@ -33,7 +33,8 @@ type writeState struct {
 	waiters  map[uint64][]*SyncOp // who waits for the write of a page that is in flight
 	errs     []error              // failed writes nobody has been told of
 	flushErr error                // sticky: a flush failed
-	since    time.Time            // when the region was last seen without dirty pages
+	back     background           // the housekeeper's
+	ask      asking               // BeforeWrite
 	retryAt  time.Time            // after a failed write: not before
 	backoff  time.Duration
 

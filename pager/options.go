@@ -8,6 +8,7 @@ import (
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/pager/writeback"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
 
@@ -130,14 +131,43 @@ type RegionOptions struct {
 
 // Writeback says when dirty pages are written without being asked. The zero
 // value writes when a quarter of the budget is dirty, or after five seconds.
+// Such writes come after reads, those of prefetching among them. Beside them, a
+// dirty page is written when it has to leave or when nothing more may become
+// dirty (not with NoSteal), and by Sync and Close.
 type Writeback struct {
 	// DirtyShare is the share of the budget (0 … 1) above which dirty pages
 	// are written. 0: 0.25.
 	DirtyShare float64
-	// Age is how long a page may stay dirty. 0: 5 s; negative: for ever.
+	// Age is how long a page may stay dirty. 0: 5 s; negative: for ever. While
+	// reads wait for the device, up to twice that.
 	Age time.Duration
+	// Rate is the most that is written in this way, in bytes per second. 0: no
+	// limit.
+	Rate int64
+	// Policy decides instead of DirtyShare and Age. A policy belongs to one
+	// region.
+	Policy writeback.Policy
 	// NoSteal keeps dirty pages in memory until Sync.
 	NoSteal bool
+	// BeforeWrite is asked before pages are written, whoever wants them
+	// written: for write-ahead logs, where a page must not reach the store
+	// before the log that describes its changes. What it is shown is a private
+	// copy, the very bytes that would be written, so that a change made while
+	// it is being asked is not among them. false is "not yet": the pages stay
+	// dirty, and it is asked again soon. It may set the log going, but must
+	// not wait for it, nor call this pager, nor touch memory of its regions
+	// that is not pinned.
+	//
+	// Sync waits until it has said yes to all of its pages. Close waits as
+	// long as some page is let through at least every Options.StallLimit; then
+	// it gives up on the others and says so (ErrBusy).
+	BeforeWrite func(pages PageRun) bool
+}
+
+// PageRun is consecutive pages of a region and their contents.
+type PageRun struct {
+	First, N int64  // in pages
+	Data     []byte // N pages, valid during the call, not to be changed
 }
 
 // Advice is what Region.Advise is told, after madvise(2).

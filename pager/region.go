@@ -36,6 +36,7 @@ type Region struct {
 	maxFrames int64 // MaxResident
 	rawErr    error
 	mapSize   int64 // when it was mapped
+	begun     time.Time
 
 	closing  atomic.Bool  // no new calls
 	gone     atomic.Bool  // not even completions may touch it any more
@@ -175,6 +176,9 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	if o.MaxSize != 0 && o.MaxSize < size {
 		return nil, fmt.Errorf("pager: Map %s: MaxSize %d is less than the size %d", s, o.MaxSize, size)
 	}
+	if o.Writeback.Rate < 0 || o.Writeback.DirtyShare < 0 || o.Writeback.DirtyShare > 1 {
+		return nil, fmt.Errorf("pager: Map %s: Writeback.Rate %d or DirtyShare %v is out of range", s, o.Writeback.Rate, o.Writeback.DirtyShare)
+	}
 	if o.Durability > Atomic || o.OnReadError > Wait {
 		return nil, fmt.Errorf("pager: Map %s: unknown Durability or OnReadError", s)
 	}
@@ -192,7 +196,7 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	if p.budget.Load() < 4*fpp {
 		return nil, fmt.Errorf("%w: pages of %d bytes need a budget of %d", ErrBudget, ps, 4*ps)
 	}
-	r := &Region{p: p, shift: shift, fpp: fpp, name: s.String(), store: s, opt: o, done: make(chan struct{})}
+	r := &Region{p: p, shift: shift, fpp: fpp, name: s.String(), store: s, opt: o, begun: time.Now(), done: make(chan struct{})}
 	if o.MaxResident > 0 {
 		if r.maxFrames = o.MaxResident >> frameShift; r.maxFrames < 4*fpp {
 			return nil, fmt.Errorf("%w: MaxResident %d is less than four pages of %d", ErrBudget, o.MaxResident, ps)
@@ -285,7 +289,9 @@ func (r *Region) setFlags(o RegionOptions) error {
 		d.mem = unsafe.Pointer(unsafe.SliceData(k.Mem))
 	}
 	d.flags |= descRaw
-	if !o.ReadOnly && !o.Writeback.NoSteal {
+	// BeforeWrite is Go code on the way out only: without a P pages can still
+	// be read, but not written.
+	if !o.ReadOnly && !o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil {
 		d.flags |= descServeDirty
 	}
 	return nil

@@ -406,5 +406,8 @@ func (r *Region) syncForClose() error {
 	r.active.Add(1)
 	s := &SyncOp{r: r, done: make(chan struct{}), begun: time.Now(), end: r.pageCount()}
 	s.start()
+	if r.opt.Writeback.BeforeWrite != nil {
+		return r.waitAsking(s)
+	}
 	return s.Wait(context.Background())
 }

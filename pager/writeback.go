@@ -42,7 +42,8 @@ type writeIO struct {
 type writeWhy uint8
 
 const (
-	writeAge   writeWhy = iota // the clock, or too many dirty pages
+	writeAge   writeWhy = iota // in the background: the clock, too many dirty pages, a policy
+	writeNeed                  // somebody waits for room among the dirty pages
 	writeEvict                 // eviction: they leave as soon as they are clean
 	writeSync                  // somebody waits for it: no limit on writes in flight
 )
@@ -189,6 +190,9 @@ type flusher struct {
 	last   atomic.Int64  // when a page last became clean (UnixNano)
 	parked []parkedWrite
 	hand   atomic.Uint32 // the leaf to look at next
+	ios    atomic.Int64  // writes in the background that are under way
+
+	sweeping bool // the housekeeper's: some region has something left to write
 }
 
 type parkedWrite struct {
@@ -316,7 +320,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 	if pw, w := r.d.look(first); pw == nil || w&stateMask != stDirty {
 		return 0
 	}
-	if !r.d.placeRoom(first) {
+	if !r.d.placeRoom(first) || why != writeSync && r.tooSoonToAsk() {
 		return 0
 	}
 	maxPages := max(1, uint64(copyMax)*FrameSize>>r.shift)
@@ -334,11 +338,22 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 		bufs.put(buf)
 		return 0
 	}
+	if r.opt.Writeback.BeforeWrite != nil && !r.mayWrite(first, took, buf.mem[:took<<r.shift]) {
+		bufs.put(buf)
+		r.putBack(first, took)
+		if took > 1 { // one of them may be what keeps the others
+			for i := range took {
+				p.writeRun(r, first+i, 1, why)
+			}
+		}
+		return took
+	}
 	if r.opt.Seal != nil {
 		for i := range took {
 			if err := r.opt.Seal(int64(first+i), buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
 				w := writePool.Get().(*writeIO)
 				*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf}
+				p.began(why)
 				r.active.Add(1)
 				r.write.inflight.Add(int64(took))
 				p.writingFrames.Add(int64(took) * r.fpp)
@@ -347,6 +362,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 			}
 		}
 	}
+	p.began(why)
 	r.active.Add(1) // until writeDone
 	r.write.inflight.Add(int64(took))
 	p.writingFrames.Add(int64(took) * r.fpp)
@@ -394,6 +410,9 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 				e.WriteError(r, int64(first<<r.shift), int64(n)<<r.shift, err)
 			}
 		})
+	}
+	if why == writeAge {
+		p.backgroundDone()
 	}
 	clean, free, ready, more := r.endWrites(first, uint64(n), err)
 	if free > 0 {
@@ -500,51 +519,7 @@ func (p *Pager) flushForRoom() {
 	if p.writeRoom() <= 0 {
 		return
 	}
-	p.writeBack(p.collectDirty(nil, nil, n), writeAge)
-}
-
-// flushTick is the housekeeper's look at dirty pages.
-func (p *Pager) flushTick() {
-	if p.flush.want.Load() {
-		p.flushForRoom()
-		p.roomIfCredits()
-	}
-	if load64(&p.w.dirty) == 0 {
-		return
-	}
-	now := time.Now()
-	for _, r := range p.regionList() {
-		rd := load64(&r.d.dirty)
-		wb := &r.opt.Writeback
-		r.write.mu.Lock()
-		if rd == 0 {
-			r.write.since = time.Time{}
-		} else if r.write.since.IsZero() {
-			r.write.since = now
-		}
-		since, retry := r.write.since, r.write.retryAt
-		r.write.mu.Unlock()
-		if rd == 0 || wb.NoSteal || now.Before(retry) || !r.enter() {
-			continue
-		}
-		share, age := wb.DirtyShare, wb.Age
-		if share == 0 {
-			share = 0.25
-		}
-		if age == 0 {
-			age = 5 * time.Second
-		}
-		switch limit := int64(share * float64(p.budget.Load())); {
-		case age > 0 && now.Sub(since) > age:
-			r.write.mu.Lock()
-			r.write.since = now
-			r.write.mu.Unlock()
-			p.writeBack(p.collectDirty(nil, r.d, 0), writeAge)
-		case rd > limit:
-			p.writeBack(p.collectDirty(nil, r.d, int(min(1024, (rd-limit)/r.fpp+1))), writeAge)
-		}
-		r.leave()
-	}
+	p.writeBack(p.collectDirty(nil, nil, n), writeNeed)
 }
 
 // roomIfCredits wakes those who wait for room if there is some after all.
