@@ -1,0 +1,132 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/store"
+)
+
+// medium is a store together with the engine that its transfers go through.
+type medium struct {
+	s store.Store
+	e aio.Engine
+}
+
+// inFlight is the most transfers that waiting forms have under way, and chunk
+// the longest of them in bytes: enough to keep a device busy.
+const (
+	inFlight = 8
+	chunk    = 1 << 20
+)
+
+// run starts ops and waits until all have ended. The first error wins. It does
+// not matter whether somebody else reaps the engine as well.
+func (m medium) run(ops []*aio.Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	ctx, done := context.WithCancel(context.Background())
+	defer done()
+	var left atomic.Int64
+	left.Store(int64(len(ops)))
+	for _, op := range ops {
+		op.Done = func(*aio.Op) {
+			if left.Add(-1) == 0 {
+				done()
+			}
+		}
+	}
+	m.s.Start(m.e, ops)
+	for ctx.Err() == nil {
+		if m.e == nil {
+			<-ctx.Done()
+		} else if m.e.Reap(inFlight) == 0 && m.e.Wait(ctx) != nil {
+			<-ctx.Done() // it is over, or the engine is closing and ends what it has
+		}
+	}
+	for _, op := range ops {
+		if err := m.judge(op); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// judge is the error of an op that has ended. A read past the end of the store
+// reads zeros.
+func (m medium) judge(op *aio.Op) error {
+	err := op.Err
+	if err == nil && op.Code == aio.Write && op.N < len(op.Buf) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return fmt.Errorf("journal: %v %v at %d: %w", op.Code, m.s, op.Off, err)
+	}
+	if op.Code == aio.Read {
+		clear(op.Buf[op.N:])
+	}
+	return nil
+}
+
+func (m medium) read(ctx context.Context, b []byte, off int64) error {
+	return m.transfer(ctx, aio.Read, b, off)
+}
+
+func (m medium) write(ctx context.Context, b []byte, off int64) error {
+	return m.transfer(ctx, aio.Write, b, off)
+}
+
+func (m medium) flush() error { return m.run([]*aio.Op{{Code: aio.Flush}}) }
+
+// transfer moves b in chunks.
+func (m medium) transfer(ctx context.Context, code aio.Code, b []byte, off int64) error {
+	var ops []*aio.Op
+	for len(b) > 0 {
+		n := min(len(b), chunk)
+		ops = append(ops, &aio.Op{Code: code, Off: off, Buf: b[:n]})
+		b, off = b[n:], off+int64(n)
+		if len(ops) == inFlight || len(b) == 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := m.run(ops); err != nil {
+				return err
+			}
+			ops = ops[:0]
+		}
+	}
+	return nil
+}
+
+// zero writes zeros from off to end. What a file system has allocated and
+// written once can be written again and flushed without a change of its own
+// metadata.
+func (m medium) zero(ctx context.Context, off, end int64) error {
+	if off >= end {
+		return nil
+	}
+	zeros, err := newBuffer(min(chunk, end-off))
+	if err != nil {
+		return err
+	}
+	defer freeBuffer(zeros)
+	for off < end {
+		var ops []*aio.Op
+		for len(ops) < inFlight && off < end {
+			n := min(int64(len(zeros)), end-off)
+			ops = append(ops, &aio.Op{Code: aio.Write, Off: off, Buf: zeros[:n]})
+			off += n
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.run(ops); err != nil {
+			return err
+		}
+	}
+	return nil
+}
