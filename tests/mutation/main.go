@@ -1,0 +1,316 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+func main() {
+	var (
+		only  = flag.String("run", "", "only mutations whose name matches this regular expression")
+		quick = flag.Bool("quick", false, "only those that CI runs")
+		docs  = flag.Bool("docs", false, "rewrite the table in docs/testing.md")
+		verb  = flag.Bool("v", false, "print the output of every test")
+		base  = flag.Bool("baseline", false, "run the named tests without any defect first")
+		limit = flag.Duration("for", 0, "begin no further mutation after this time (0: no limit)")
+	)
+	flag.Parse()
+	match, err := regexp.Compile(*only)
+	if err != nil || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "usage: mutation [flags]; see -help:", err)
+		os.Exit(2)
+	}
+	var list []mutation
+	for _, m := range table {
+		if match.MatchString(m.name) && (m.quick || !*quick) {
+			list = append(list, m)
+		}
+	}
+	if err := run(list, *base, *docs, *verb, *limit); err != nil {
+		fmt.Fprintln(os.Stderr, "mutation:", err)
+		os.Exit(1)
+	}
+}
+
+func run(list []mutation, baseline, docs, verbose bool, limit time.Duration) error {
+	root, err := moduleRoot()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "uffdpager-mutation-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := copyTree(root, dir); err != nil {
+		return fmt.Errorf("copying the tree: %w", err)
+	}
+	if baseline {
+		seen := map[string]bool{}
+		for _, m := range list {
+			if key := m.pkg + m.test + m.tags; !seen[key] {
+				seen[key] = true
+				if r := m.try(dir); r.how != survived {
+					return fmt.Errorf("%s in %s fails without any defect: %s\n%s", m.test, m.pkg, r.how, r.output)
+				}
+			}
+		}
+	}
+	began := time.Now()
+	var bad []string
+	var lines []string
+	for i, m := range list {
+		if limit > 0 && time.Since(began) > limit {
+			fmt.Printf("the time is over: %d of %d mutations have been tried\n", i, len(list))
+			break
+		}
+		r := m.check(dir)
+		fmt.Printf("%-32s %-26s %5.1fs  %s\n", m.name, m.test, r.took.Seconds(), r.how)
+		if r.evidence != "" {
+			fmt.Printf("    %s\n", r.evidence)
+		}
+		if verbose || !r.good {
+			fmt.Println(indent(r.output))
+		}
+		if !r.good {
+			bad = append(bad, m.name+": "+r.how)
+		}
+		lines = append(lines, m.row(r))
+	}
+	if len(bad) > 0 {
+		return fmt.Errorf("%d of %d defects were not caught as they must be:\n\t%s", len(bad), len(list), strings.Join(bad, "\n\t"))
+	}
+	fmt.Printf("%d defects, all caught\n", len(lines))
+	if docs {
+		return writeDocs(filepath.Join(root, "docs", "testing.md"), lines)
+	}
+	return nil
+}
+
+func moduleRoot() (string, error) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("go list -m: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// copyTree copies the sources below from to to.
+func copyTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if d.Name() == ".git" {
+				return fs.SkipDir
+			}
+			return os.MkdirAll(filepath.Join(to, rel), 0o755)
+		}
+		if !d.Type().IsRegular() || d.Name() == ".git" { // a worktree's .git is a file
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(to, rel), data, 0o644)
+	})
+}
+
+// apply puts the defect into the tree at dir and returns what takes it out.
+func (m mutation) apply(dir string) (undo func() error, err error) {
+	saved := map[string][]byte{}
+	undo = func() error {
+		var errs []error
+		for name, data := range saved {
+			errs = append(errs, os.WriteFile(name, data, 0o644))
+		}
+		return errors.Join(errs...)
+	}
+	for _, e := range m.edits {
+		name := filepath.Join(dir, filepath.FromSlash(e.file))
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return undo, err
+		}
+		if _, ok := saved[name]; !ok {
+			saved[name] = bytes.Clone(data)
+		}
+		if n := bytes.Count(data, []byte(e.old)); n != 1 {
+			return undo, fmt.Errorf("%s: the text to replace is there %d times:\n%s", e.file, n, e.old)
+		}
+		if err := os.WriteFile(name, bytes.Replace(data, []byte(e.old), []byte(e.new), 1), 0o644); err != nil {
+			return undo, err
+		}
+	}
+	return undo, nil
+}
+
+const (
+	survived = "NOT CAUGHT"
+	hung     = "hangs"
+	crashed  = "crashes"
+	asserted = "assertion"
+	broken   = "DOES NOT BUILD"
+)
+
+// result is what became of one test run.
+type result struct {
+	how      string
+	good     bool
+	evidence string // the line that says so
+	output   string
+	took     time.Duration
+}
+
+// check applies the mutation, runs its test and judges.
+func (m mutation) check(dir string) result {
+	undo, err := m.apply(dir)
+	if err != nil {
+		_ = undo()
+		return result{how: "DOES NOT APPLY: " + err.Error()}
+	}
+	r := m.try(dir)
+	if err := undo(); err != nil {
+		return result{how: "the defect cannot be taken out again: " + err.Error()}
+	}
+	if r.how == survived && m.races {
+		// Of a race a single run proves nothing.
+		again, err := m.apply(dir)
+		if err == nil {
+			r = m.try(dir)
+		}
+		_ = again()
+	}
+	r.good = r.how == asserted || r.how == crashed || r.how == hung && m.hang
+	return r
+}
+
+// patience is how long a test may take, with its build before.
+const patience = 90 * time.Second
+
+// try runs the mutation's test in the tree at dir.
+func (m mutation) try(dir string) result {
+	limit := patience
+	if m.hang {
+		limit = 25 * time.Second
+	}
+	args := []string{"test", "-trimpath", "-count=1", "-timeout", limit.String(), "-run", "^" + strings.ReplaceAll(m.test, "/", "$/^") + "$"}
+	if m.tags != "" {
+		args = append(args, "-tags", m.tags)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit+3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", append(args, "./"+m.pkg)...)
+	cmd.Dir = dir
+	cmd.WaitDelay = 5 * time.Second
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	began := time.Now()
+	err := cmd.Run()
+	r := result{output: out.String(), took: time.Since(began)}
+	r.how, r.evidence = judge(r.output, err)
+	return r
+}
+
+var (
+	failLine  = regexp.MustCompile(`^\s+\w+_test\.go:\d+: (.*)`)
+	crashLine = regexp.MustCompile(`^\s*((?:panic|fatal error|unexpected fault address|SIG[A-Z]+): .*|pager: invariant: .*)`)
+)
+
+// judge says how a test ended, from its output.
+func judge(output string, err error) (how, evidence string) {
+	switch {
+	case err == nil:
+		return survived, ""
+	case strings.Contains(output, "[build failed]"), strings.Contains(output, "[setup failed]"):
+		return broken, ""
+	case strings.Contains(output, "panic: test timed out"), strings.Contains(output, "the child hung"):
+		return hung, ""
+	}
+	// A child's own words are further in than its parent's.
+	sc := bufio.NewScanner(strings.NewReader(output))
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		if m := crashLine.FindStringSubmatch(sc.Text()); m != nil {
+			return crashed, cut(m[1])
+		}
+		m := failLine.FindStringSubmatch(sc.Text())
+		if m == nil || strings.Contains(m[1], "the child failed") || strings.HasPrefix(m[1], "seed: ") || strings.HasPrefix(m[1], "child:") {
+			continue
+		}
+		if strings.Contains(output, "--- FAIL") {
+			return asserted, cut(m[1])
+		}
+	}
+	if strings.Contains(output, "--- FAIL") {
+		return asserted, ""
+	}
+	return crashed, ""
+}
+
+func cut(s string) string {
+	s = strings.TrimSpace(s)
+	if r := []rune(s); len(r) > 110 {
+		return string(r[:110]) + "…"
+	}
+	return s
+}
+
+func indent(s string) string {
+	const most = 6000
+	if len(s) > most {
+		s = s[:most/2] + "\n[…]\n" + s[len(s)-most/2:]
+	}
+	return "    | " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n    | ")
+}
+
+// row is the mutation's line of the table in docs/testing.md.
+func (m mutation) row(r result) string {
+	test := fmt.Sprintf("`%s` in `%s`", m.test, m.pkg)
+	if m.tags != "" {
+		test += ", tag `" + strings.TrimPrefix(m.tags, "uffdpager_") + "`"
+	}
+	return fmt.Sprintf("| %s | %s | %s | %s |", m.name, m.what, test, r.how)
+}
+
+const (
+	tableBegins = "<!-- go run ./tests/mutation -docs writes from here -->\n"
+	tableEnds   = "<!-- to here -->\n"
+)
+
+// writeDocs puts the lines into the document.
+func writeDocs(name string, lines []string) error {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(data), tableBegins)
+	_, after, ok2 := strings.Cut(rest, tableEnds)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s does not say where the table goes", name)
+	}
+	var b strings.Builder
+	b.WriteString("\n| defect | what is wrong | the test that notices | how |\n|---|---|---|---|\n")
+	for _, l := range lines {
+		b.WriteString(l + "\n")
+	}
+	b.WriteString("\n")
+	return os.WriteFile(name, []byte(before+tableBegins+b.String()+tableEnds+after), 0o644)
+}

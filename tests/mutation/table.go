@@ -1,0 +1,231 @@
+package main
+
+// mutation is one deliberate defect.
+type mutation struct {
+	name  string
+	what  string // in words, for the table
+	edits []edit
+	pkg   string // where the test is, below the module's root
+	test  string // its name; a slash leads to a subtest
+	tags  string // build tags of the test
+	hang  bool   // the defect is that something never ends
+	races bool   // it shows only when threads meet: may be tried twice
+	quick bool   // CI runs it
+}
+
+// edit replaces old, which is in the file exactly once, by new.
+type edit struct{ file, old, new string }
+
+const (
+	tagged = "uffdpager_invariants"
+)
+
+var table = []mutation{
+	// What a page shows.
+	{
+		name:  "skip-write-protect",
+		what:  "pages are installed writable: a store to a clean page is not seen",
+		edits: []edit{{"pager/load.go", "uintptr(n)<<d.shift, true)", "uintptr(n)<<d.shift, false)"}},
+		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2", quick: true,
+	},
+	{
+		name:  "copy-unprotected",
+		what:  "a dirty page is copied out without being protected first",
+		edits: []edit{{"pager/writeback.go", "if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}},
+		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2",
+	},
+	{
+		name:  "redirtied-is-clean",
+		what:  "a page that was written to while it was being written counts as clean afterwards",
+		edits: []edit{{"pager/writeback.go", "case w&(flagRedirtied|flagWritePin) != 0:", "case w&flagWritePin != 0:"}},
+		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2", races: true,
+	},
+	{
+		name:  "write-pin-forgotten",
+		what:  "a page somebody may be writing to by DMA becomes clean when it is written",
+		edits: []edit{{"pager/writeback.go", "if w&flagWritePin != 0 {\n\t\t\tif k > 0 {", "if false {\n\t\t\tif k > 0 {"}, {"pager/writeback.go", "case w&(flagRedirtied|flagWritePin) != 0:", "case w&flagRedirtied != 0:"}},
+		pkg:   "tests/model", test: "TestDMAUnderWritebackReachesTheStore", races: true,
+	},
+	{
+		name:  "dirty-bit-late",
+		what:  "a page becomes writable without being marked dirty in its leaf: Sync overlooks it",
+		edits: []edit{{"pager/fault.go", "\td.markDirty(page)\n\tprotectRange(d.addr(page), d.pageSize(), false)\n\tif fresh {", "\tprotectRange(d.addr(page), d.pageSize(), false)\n\tif fresh {"}},
+		pkg:   "pager", test: "TestCheckQuietHoldsWhereAllIsWell", tags: tagged, quick: true,
+	},
+	{
+		name:  "generation-unchecked",
+		what:  "whoever comes back from a read installs it, whoever the page belongs to by then",
+		edits: []edit{{"pager/load.go", "if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\t\t\trs.code", "if pw == nil || w&stateMask != stLoading {\n\t\t\t\trs.code"}, {"pager/state.go", "if w&stateMask != from || uint32(w>>32) != gen {", "if w&stateMask != from {"}},
+		pkg:   "pager", test: "TestAReadThatWasTakenOverIsDropped", quick: true,
+	},
+	{
+		name:  "ignore-eexist",
+		what:  "a page that is partly there already counts as installed",
+		edits: []edit{{"pager/kernel.go", "unmapVia(dst+at, n-at)\n\t\t\tcontinue", "return 0"}},
+		pkg:   "pager", test: "TestInstallOverALeftover", quick: true,
+	},
+	{
+		name:  "short-read-is-whole",
+		what:  "what a short read has not filled is installed as if it had been read",
+		edits: []edit{{"pager/load.go", "if int64(op.N) < want {", "if false {"}},
+		pkg:   "tests/hostile", test: "TestRandomReadErrors", quick: true,
+	},
+	{
+		name:  "tail-not-zeroed",
+		what:  "the end of the last page shows what was in the buffer",
+		edits: []edit{{"pager/load.go", "\t\t\tclear(op.Buf[want:])\n", ""}},
+		pkg:   "tests/hostile", test: "TestTheTailReadsAsZeros",
+	},
+	{
+		name:  "failed-read-is-zeros",
+		what:  "a page that could not be read is installed as it is",
+		edits: []edit{{"pager/load.go", "\tif err == nil {\n\t\tinstallGroup(", "\terr = nil\n\tif err == nil {\n\t\tinstallGroup("}},
+		pkg:   "tests/hostile", test: "TestReadErrors", quick: true,
+	},
+	{
+		name:  "discard-leaves-the-page",
+		what:  "Discard punches the store and leaves what is in memory",
+		edits: []edit{{"pager/resize.go", "\tif err := r.dropPages(ctx, pr); err != nil {\n\t\treturn err\n\t}\n\tif err := r.store.Discard", "\tif err := r.store.Discard"}, {"pager/resize.go", "\treturn r.dropPages(ctx, pr)\n", "\treturn nil\n"}},
+		pkg:   "pager", test: "TestResizeAndDiscard", quick: true,
+	},
+	{
+		name:  "past-the-end",
+		what:  "raw access past the end of a region that was made shorter is served",
+		edits: []edit{{"pager/fault.go", "if off >= bare.Load64(&d.length) {\n\t\tf.Errno = errnoRange\n\t\treturn coro.Deliver\n\t}", "_ = off"}, {"pager/fault.go", "if page<<d.shift >= bare.Load64(&d.length) {\n\t\t\treturn errnoRange\n\t\t}", ""}, {"pager/fault.go", "\tif d.past(page) {\n\t\terrno = errnoRange\n\t}\n", ""}, {"pager/housekeep.go", "if off >= bare.Load64(&r.d.length) {", "if off > 1<<62 {"}, {"pager/table.go", "return page<<d.shift >= bare.Load64(&d.length)", "return false"}},
+		pkg:   "pager", test: "TestResizeAndDiscard",
+	},
+	{
+		name:  "read-only-is-writable",
+		what:  "a store to a read-only region is let through",
+		edits: []edit{{"pager/fault.go", "if f.Access != coro.Read && flags&descReadOnly != 0 {", "if false {"}},
+		pkg:   "tests/hostile", test: "TestReadOnlyRefusesWrites", quick: true,
+	},
+
+	// Memory, pins, credits.
+	{
+		name:  "evict-pinned",
+		what:  "a pinned page leaves",
+		edits: []edit{{"pager/leave.go", "if w&pinMask != 0 {\n\t\treturn evict.Busy\n\t}\n", ""}, {"pager/leave.go", "s&stateMask != stResident || s&(pinMask|flagTouched) != 0", "s&stateMask != stResident || s&flagTouched != 0"}},
+		pkg:   "tests/liveness", test: "TestPinnedPagesStay", quick: true,
+	},
+	{
+		name:  "steal-pinned",
+		what:  "the fault server takes the frame of a pinned page",
+		edits: []edit{{"pager/fault.go", "if w&pinMask != 0 || d.words.servedLately(", "if d.words.servedLately("}},
+		pkg:   "pager", test: "TestStealingSparesPins",
+	},
+	{
+		name:  "frames-given-twice",
+		what:  "every page that leaves gives its frame back twice: the budget grows",
+		edits: []edit{{"pager/leave.go", "\t\tp.w.giveFrames(frames)\n", "\t\tp.w.giveFrames(2 * frames)\n"}},
+		pkg:   "pager", test: "TestFramesComeBack", quick: true,
+	},
+	{
+		name:  "frame-lost-on-error",
+		what:  "a read that fails keeps its frame",
+		edits: []edit{{"pager/wait.go", "\tp.unreserve(r.fpp)\n\tp.transition()\n", ""}},
+		pkg:   "pager", test: "TestFramesComeBack", quick: true,
+	},
+	{
+		name:  "dirty-without-credit",
+		what:  "a page becomes dirty without a credit: all of the budget can be dirty",
+		edits: []edit{{"pager/fault.go", "bring := w&stateMask == stResident && w&pinMask == 0", "bring := false && w&pinMask == 0"}},
+		pkg:   "pager", test: "TestCheckQuietHoldsWhereAllIsWell", tags: tagged,
+	},
+	{
+		name:  "set-budget-at-once",
+		what:  "SetBudget returns before the pages have left",
+		edits: []edit{{"pager/budget.go", "if free >= 0 && left >= -p.creditSlack(frames) {", "if true {"}, {"pager/budget.go", "if load64(&p.w.free) >= 0 {", "if true {"}},
+		pkg:   "tests/liveness", test: "TestSetBudgetHoldsWhenItReturns", quick: true,
+	},
+	{
+		name:  "abandoned-pins-stay",
+		what:  "an Acquire whose context ends keeps what it had pinned",
+		edits: []edit{{"pager/wait.go", "\t// It is not recycled: the owner may still be taking it out of the line.\n\top.undo()\n", ""}},
+		pkg:   "tests/liveness", test: "TestAbandonedRequestsLeaveNothingPinned", quick: true,
+	},
+
+	// Writing.
+	{
+		name:  "skip-flush",
+		what:  "Sync returns when the store has taken the pages, without a flush",
+		edits: []edit{{"pager/sync.go", "\tif failed != nil {\n\t\ts.finish()", "\tif true || failed != nil {\n\t\ts.finish()"}},
+		pkg:   "tests/model", test: "TestPowerLoss", quick: true,
+	},
+	{
+		name:  "flush-before-writes",
+		what:  "Sync flushes first and writes then",
+		edits: []edit{{"pager/sync.go", "\ts.pump()\n\ts.pageDone()\n}\n\n// syncWindow", "\tpre := aio.Op{Code: aio.Flush, Done: func(*aio.Op) {}}\n\tr.store.Start(r.p.engine, []*aio.Op{&pre})\n\ts.pump()\n\ts.pageDone()\n}\n\n// syncWindow"}, {"pager/sync.go", "\tif failed != nil {\n\t\ts.finish()", "\tif true || failed != nil {\n\t\ts.finish()"}},
+		pkg:   "tests/model", test: "TestPowerLoss",
+	},
+	{
+		name:  "clear-sticky-flush",
+		what:  "a failed flush is told once and forgotten",
+		edits: []edit{{"pager/sync.go", "\t\t\tif r.write.flushErr == nil {\n\t\t\t\tr.write.flushErr = err\n\t\t\t}\n", ""}},
+		pkg:   "tests/hostile", test: "TestFailedFlushIsSticky", quick: true,
+	},
+	{
+		name:  "failed-write-is-clean",
+		what:  "a page whose write failed becomes clean",
+		edits: []edit{{"pager/writeback.go", "\t\tcase ok:\n", "\t\tcase ok || true:\n"}},
+		pkg:   "tests/hostile", test: "TestWriteErrors", quick: true,
+	},
+	{
+		name:  "sync-takes-an-old-write",
+		what:  "Sync is content with a write that began before the page was written to again",
+		edits: []edit{{"pager/sync.go", "if _, again := s.again[page]; again && err == nil {", "if false {"}},
+		pkg:   "tests/liveness", test: "TestSyncWritesAgainWhatChangedUnderWay", quick: true,
+	},
+	{
+		name:  "close-without-sync",
+		what:  "Close drops what is dirty",
+		edits: []edit{{"pager/region.go", "\tsyncErr := r.syncForClose()\n", "\tvar syncErr error\n"}, {"pager/region.go", "if err := r.syncForClose(); err != nil && syncErr == nil {", "if err := error(nil); err != nil && syncErr == nil {"}},
+		pkg:   "pager", test: "TestCloseKeepsWhatWasWrittenUnderAPin", quick: true,
+	},
+
+	// Waiting and ending.
+	{
+		name:  "drop-a-waiter",
+		what:  "of those who wait for a page one is not told",
+		edits: []edit{{"pager/wait.go", "\t\tready = b.take(r, page)\n\t}\n", "\t\tif ready = b.take(r, page); ready != nil && ready.next != nil {\n\t\t\tready = ready.next\n\t\t}\n\t}\n"}},
+		pkg:   "tests/liveness", test: "TestOneReadForManyWaiters", hang: true,
+	},
+	{
+		name:  "close-ignores-pins",
+		what:  "Close takes away memory that is pinned",
+		edits: []edit{{"pager/region.go", "\t\tp.dropHolds(0)\n\t\treturn !r.pinned()\n", "\t\tp.dropHolds(0)\n\t\treturn true\n"}},
+		pkg:   "tests/liveness", test: "TestCloseWaitsForPins", quick: true,
+	},
+	{
+		name:  "signal-twice",
+		what:  "an eventfd is signalled twice for one lock",
+		edits: []edit{{"pager/lock.go", "\tl.efd.signal()\n", "\tl.efd.signal()\n\tl.efd.signal()\n"}},
+		pkg:   "tests/liveness", test: "TestLockThroughEpoll", quick: true,
+	},
+	{
+		name:  "signal-too-early",
+		what:  "an eventfd is signalled before the lock can be seen to be held",
+		edits: []edit{{"pager/lock.go", "\tclose(l.done)\n\tl.efd.signal()\n", "\tl.efd.signal()\n\ttime.Sleep(time.Millisecond)\n\tclose(l.done)\n"}, {"pager/lock.go", "\t\"sync\"\n", "\t\"sync\"\n\t\"time\"\n"}},
+		pkg:   "tests/liveness", test: "TestLockThroughEpoll",
+	},
+	{
+		name:  "addresses-reused-at-once",
+		what:  "a region gets the addresses that were freed last",
+		edits: []edit{{"pager/space.go", "s.quarant = append(s.quarant, r.at)\n", "s.quarant = append([]addrRange{r.at}, s.quarant...)\n"}, {"pager/space.go", "for i := int(s.numArenas.Load()) - 1; i >= 0; i-- {\n\t\ta := &s.arenas[i]\n\t\tif a.mode == mode &&", "if r, ok := s.reuse(n, mode); ok {\n\t\treturn r, nil\n\t}\n\tfor i := int(s.numArenas.Load()) - 1; i >= 0; i-- {\n\t\ta := &s.arenas[i]\n\t\tif a.mode == mode &&"}},
+		pkg:   "pager", test: "TestAddressesRestAfterClose", quick: true,
+	},
+
+	// The rooms below.
+	{
+		name:  "no-lock-on-files",
+		what:  "a writable file may be opened twice",
+		edits: []edit{{"pager/store/file_linux.go", "switch err := unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind}); err {", "switch err := error(nil); err {"}},
+		pkg:   "pager/store", test: "TestAWritableFileHasOneOwner", quick: true,
+	},
+	{
+		name:  "damaged-trace",
+		what:  "a block of a trace whose checksum is wrong is believed",
+		edits: []edit{{"prefetch/trace.go", "if sum != binary.LittleEndian.Uint32(b[length:]) {", "if false {"}},
+		pkg:   "prefetch", test: "TestTraceCutAndDamaged", quick: true,
+	},
+}
