@@ -1,6 +1,6 @@
-// Command mutation breaks the pager on purpose, one defect at a time, in a
-// scratch copy of the tree, and checks that a named test notices. A suite that
-// lets a defect pass proves nothing about the code without it.
+// Command mutation breaks the pager on purpose, one defect at a time, in scratch
+// copies of the files concerned, and checks that a named test notices. A suite
+// that lets a defect pass proves nothing about the code without it.
 //
 //	go run ./tests/mutation                 all of them
 //	go run ./tests/mutation -quick          those that CI runs

@@ -4,10 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
+	"encoding/json"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +22,7 @@ func main() {
 		docs  = flag.Bool("docs", false, "rewrite the table in docs/testing.md")
 		verb  = flag.Bool("v", false, "print the output of every test")
 		base  = flag.Bool("baseline", false, "run the named tests without any defect first")
+		under = flag.String("exec", "", "run the tests under this program (go test -exec)")
 		limit = flag.Duration("for", 0, "begin no further mutation after this time (0: no limit)")
 	)
 	flag.Parse()
@@ -37,13 +37,13 @@ func main() {
 			list = append(list, m)
 		}
 	}
-	if err := run(list, *base, *docs, *verb, *limit); err != nil {
+	if err := run(list, *base, *docs, *verb, *under, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "mutation:", err)
 		os.Exit(1)
 	}
 }
 
-func run(list []mutation, baseline, docs, verbose bool, limit time.Duration) error {
+func run(list []mutation, baseline, docs, verbose bool, under string, limit time.Duration) error {
 	root, err := moduleRoot()
 	if err != nil {
 		return err
@@ -53,15 +53,12 @@ func run(list []mutation, baseline, docs, verbose bool, limit time.Duration) err
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := copyTree(root, dir); err != nil {
-		return fmt.Errorf("copying the tree: %w", err)
-	}
 	if baseline {
 		seen := map[string]bool{}
 		for _, m := range list {
 			if key := m.pkg + m.test + m.tags; !seen[key] {
 				seen[key] = true
-				if r := m.try(dir); r.how != survived {
+				if r := m.try(root, "", under); r.how != survived {
 					return fmt.Errorf("%s in %s fails without any defect: %s\n%s", m.test, m.pkg, r.how, r.output)
 				}
 			}
@@ -75,7 +72,7 @@ func run(list []mutation, baseline, docs, verbose bool, limit time.Duration) err
 			fmt.Printf("the time is over: %d of %d mutations have been tried\n", i, len(list))
 			break
 		}
-		r := m.check(dir)
+		r := m.check(root, dir, under)
 		fmt.Printf("%-32s %-26s %5.1fs  %s\n", m.name, m.test, r.took.Seconds(), r.how)
 		if r.evidence != "" {
 			fmt.Printf("    %s\n", r.evidence)
@@ -106,60 +103,41 @@ func moduleRoot() (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// copyTree copies the sources below from to to.
-func copyTree(from, to string) error {
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			if d.Name() == ".git" {
-				return fs.SkipDir
-			}
-			return os.MkdirAll(filepath.Join(to, rel), 0o755)
-		}
-		if !d.Type().IsRegular() || d.Name() == ".git" { // a worktree's .git is a file
-			return nil
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(to, rel), data, 0o644)
-	})
-}
-
-// apply puts the defect into the tree at dir and returns what takes it out.
-func (m mutation) apply(dir string) (undo func() error, err error) {
-	saved := map[string][]byte{}
-	undo = func() error {
-		var errs []error
-		for name, data := range saved {
-			errs = append(errs, os.WriteFile(name, data, 0o644))
-		}
-		return errors.Join(errs...)
-	}
+// overlay makes copies of the files that the mutation changes, with the defect,
+// in dir, and returns the name of a file that tells go to read them instead of
+// the originals (go help build, -overlay). The tree is not touched, and the
+// build cache holds all that does not depend on the defect.
+func (m mutation) overlay(root, dir string) (string, error) {
+	changed := map[string][]byte{}
 	for _, e := range m.edits {
-		name := filepath.Join(dir, filepath.FromSlash(e.file))
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return undo, err
-		}
-		if _, ok := saved[name]; !ok {
-			saved[name] = bytes.Clone(data)
+		name := filepath.Join(root, filepath.FromSlash(e.file))
+		data, ok := changed[name]
+		if !ok {
+			var err error
+			if data, err = os.ReadFile(name); err != nil {
+				return "", err
+			}
 		}
 		if n := bytes.Count(data, []byte(e.old)); n != 1 {
-			return undo, fmt.Errorf("%s: the text to replace is there %d times:\n%s", e.file, n, e.old)
+			return "", fmt.Errorf("%s: the text to replace is there %d times:\n%s", e.file, n, e.old)
 		}
-		if err := os.WriteFile(name, bytes.Replace(data, []byte(e.old), []byte(e.new), 1), 0o644); err != nil {
-			return undo, err
-		}
+		changed[name] = bytes.Replace(data, []byte(e.old), []byte(e.new), 1)
 	}
-	return undo, nil
+	var list struct{ Replace map[string]string }
+	list.Replace = map[string]string{}
+	for name, data := range changed {
+		copied := filepath.Join(dir, fmt.Sprintf("%s-%d.go", m.name, len(list.Replace)))
+		if err := os.WriteFile(copied, data, 0o644); err != nil {
+			return "", err
+		}
+		list.Replace[name] = copied
+	}
+	data, err := json.Marshal(list)
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(dir, m.name+".json")
+	return file, os.WriteFile(file, data, 0o644)
 }
 
 const (
@@ -180,23 +158,14 @@ type result struct {
 }
 
 // check applies the mutation, runs its test and judges.
-func (m mutation) check(dir string) result {
-	undo, err := m.apply(dir)
+func (m mutation) check(root, dir, under string) result {
+	file, err := m.overlay(root, dir)
 	if err != nil {
-		_ = undo()
 		return result{how: "DOES NOT APPLY: " + err.Error()}
 	}
-	r := m.try(dir)
-	if err := undo(); err != nil {
-		return result{how: "the defect cannot be taken out again: " + err.Error()}
-	}
+	r := m.try(root, file, under)
 	if r.how == survived && m.races {
-		// Of a race a single run proves nothing.
-		again, err := m.apply(dir)
-		if err == nil {
-			r = m.try(dir)
-		}
-		_ = again()
+		r = m.try(root, file, under) // of a race a single run proves nothing
 	}
 	r.good = r.how == asserted || r.how == crashed || r.how == hung && m.hang
 	return r
@@ -205,20 +174,27 @@ func (m mutation) check(dir string) result {
 // patience is how long a test may take, with its build before.
 const patience = 90 * time.Second
 
-// try runs the mutation's test in the tree at dir.
-func (m mutation) try(dir string) result {
+// try runs the mutation's test with the overlay ("": none), under a program if
+// one is given.
+func (m mutation) try(root, overlay, under string) result {
 	limit := patience
 	if m.hang {
 		limit = 25 * time.Second
 	}
-	args := []string{"test", "-trimpath", "-count=1", "-timeout", limit.String(), "-run", "^" + strings.ReplaceAll(m.test, "/", "$/^") + "$"}
+	args := []string{"test", "-vet=off", "-count=1", "-timeout", limit.String(), "-run", "^" + strings.ReplaceAll(m.test, "/", "$/^") + "$"}
 	if m.tags != "" {
 		args = append(args, "-tags", m.tags)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit+3*time.Minute)
+	if overlay != "" {
+		args = append(args, "-overlay", overlay)
+	}
+	if under != "" {
+		args = append(args, "-exec", under)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit+10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", append(args, "./"+m.pkg)...)
-	cmd.Dir = dir
+	cmd.Dir = root
 	cmd.WaitDelay = 5 * time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
