@@ -17,16 +17,6 @@ import (
 	"github.com/uffdpager/uffdpager/uffd"
 )
 
-// eventually waits until cond holds, and fails after ten seconds.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never happened: %s", what)
-		}
-	}
-}
-
 // A read comes back after its page was taken from it, written, written back,
 // evicted and claimed by another read: what it has in its buffer is old.
 func TestAReadThatWasTakenOverIsDropped(t *testing.T) {
