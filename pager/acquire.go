@@ -85,7 +85,7 @@ func (r *Region) pinHit(page uint64) bool {
 			if w&pinMask == pinMask {
 				return false
 			}
-			if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)|flagTouched) {
+			if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)&^flagWatched|flagTouched) {
 				return true
 			}
 			continue
@@ -93,7 +93,7 @@ func (r *Region) pinHit(page uint64) bool {
 		if !r.p.credits.take(page, r.fpp) {
 			return false
 		}
-		if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)|flagTouched) {
+		if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)&^flagWatched|flagTouched) {
 			return true
 		}
 		r.p.giveCredits(page, r.fpp)
@@ -368,7 +368,7 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				op.fail(fmt.Errorf("%w: page %d has too many pins", ErrBusy, page))
 				return 0, 0
 			}
-			if !bare.Cas64(pw, w, w+pinOne) {
+			if !bare.Cas64(pw, w, (w+pinOne)&^flagWatched) {
 				continue
 			}
 			op.obtained(page)

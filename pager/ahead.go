@@ -81,12 +81,19 @@ func (r *Region) observe(ev prefetch.Event, wait bool) {
 			a.learner.Learn(f)
 		}
 	}
+	var t *tracked
+	if r.opt.Prefetch != nil {
+		t = r.p.hook("prefetch.Policy", r, uint64(ev.Page), 1)
+	}
 	a.plan.Reset()
 	a.plan.Pages = int64(r.pageCount())
 	a.plan.PageSize = int64(r.PageSize())
 	a.plan.Room = r.p.aheadRoom() / r.fpp
 	a.plan.Budget = r.p.budget.Load() / r.fpp
 	a.policy.Observe(ev, &a.plan)
+	if t != nil {
+		r.p.hookDone(t)
+	}
 	n := uint64(r.pageCount())
 	for _, run := range a.plan.Runs {
 		if run.First < 0 || run.N <= 0 || uint64(run.First) >= n {

@@ -164,6 +164,8 @@ func (r *Region) askPolicy(now time.Time) {
 	plan.Limit, plan.Pages = r.p.pinnable.Load()/r.fpp, int64(r.pageCount())
 	plan.Reads = int64(r.p.inflight.Load()) + int64(r.p.queue.n.Load())
 	ev := writeback.Event{Now: now.Sub(r.begun)}
+	t := r.p.hook("writeback.Policy", r, 0, 0)
+	defer r.p.hookDone(t)
 	tell := func(kind writeback.Kind, group, bits uint64) {
 		ev.Kind = kind
 		for k := range uint64(leafPages) {

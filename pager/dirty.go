@@ -492,7 +492,7 @@ func (p *Pager) endParkedWrites(r *Region) {
 
 // startParkedWrite: a goroutine is parked at a store to a clean page because
 // there was no credit. The region has been entered.
-func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool) {
+func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool, begun time.Time) {
 	if r.draining.Load() {
 		r.leave()
 		pk.Resume(errnoClosed)
@@ -512,7 +512,7 @@ func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool) {
 	}
 	f := &r.p.flush
 	f.mu.Lock()
-	f.parked = append(f.parked, parkedWrite{r, pk, page, stuck})
+	f.parked = append(f.parked, parkedWrite{r: r, pk: pk, page: page, stuck: stuck, begun: begun})
 	f.mu.Unlock()
 	r.p.wakeFlusher()
 }

@@ -26,6 +26,8 @@ const (
 	errnoReadOnly                // a write to a read-only region
 	errnoTable                   // no page word left
 	errnoShrunk                  // the store is shorter than it was
+	errnoNoRoom                  // nothing can be written to make room for a dirty page
+	errnoSum                     // the page is not what its checksum says
 	errnoNoted                   // see Region.noteFault: errnoNoted + slot
 )
 
@@ -299,17 +301,24 @@ func serve(f *coro.Fault) (errno uintptr) {
 	}
 	page := uint64(f.Addr-d.base) >> d.shift
 	bare.Add32(&serving, 1)
-	for {
+	slot := beginServing(f.Addr)
+	for tries := uint32(0); ; {
 		if f.Access == coro.WriteProtected {
 			errno = serveWrite(d, page)
 		} else {
 			errno = serveRead(d, page)
+			if d.tryAgain(errno, tries) && bare.Load32(&d.state) == descLive {
+				bare.FutexWait(&napWord, 0, d.pauseBefore(tries))
+				tries++
+				continue
+			}
 		}
 		if errno == 0 || bare.Load32(&d.flags)&descWaitError == 0 || bare.Load32(&d.state) != descLive || errno == errnoRange || errno == errnoClosed {
 			break
 		}
 		bare.FutexWait(&napWord, 0, int64(readRetry)) // OnReadError: Wait
 	}
+	endServing(slot)
 	bare.Add32(&serving, ^uint32(0))
 	if errno == 0 {
 		d.words.noteServed(d.index, page)

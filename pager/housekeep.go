@@ -20,7 +20,8 @@ import (
 //	reaper       sleeps on the engine's eventfd and runs completions
 //	housekeeper  does what P-less code cannot: tells policies of the pages the
 //	             fault server loaded, wakes their waiters, keeps room; and
-//	             looks at the clock (stalls, wedges, flushing)
+//	             looks at the clock (stalls, flushing)
+//	watch        looks for wedges; on its own, for a hook may hold the others up
 //	parker       one for the process: starts the reads of parked goroutines
 //
 // Their number does not grow with anything. None of them touches the memory of
@@ -242,14 +243,19 @@ func startParked(pk coro.Parked) {
 	}
 	page := off >> r.shift
 	if pk.Access == coro.WriteProtected {
-		r.startParkedWrite(pk, page, stuck)
+		r.startParkedWrite(pk, page, stuck, time.Now())
 		return
 	}
-	r.startParkedRead(pk, page, again)
+	r.startParkedRead(pk, page, again, nil)
 }
 
-func (r *Region) startParkedRead(pk coro.Parked, page uint64, again bool) {
+// startParkedRead reads the page a parked goroutine needs; before says since
+// when it has been waiting, if that was tried before.
+func (r *Region) startParkedRead(pk coro.Parked, page uint64, again bool, before *tracked) {
 	op := newOp(r)
+	if before != nil {
+		op.begun, op.told = before.begun, before.told
+	}
 	op.isPark, op.parked = true, pk
 	op.hold = again || r.p.waiting.Load() != 0
 	op.one[0] = pageRange{page, 1}
@@ -265,8 +271,11 @@ func (r *Region) noteFault(err error) uintptr {
 	if errors.Is(err, ErrClosed) {
 		return errnoClosed
 	}
-	var no unix.Errno
-	if errors.As(err, &no) {
+	var f *FaultError
+	if errors.As(err, &f) {
+		err = f.Err // where it was, who finds it knows better
+	}
+	if no, plain := err.(unix.Errno); plain {
 		return uintptr(no)
 	}
 	i := notedNext.Add(1) % uint64(len(noted))

@@ -44,6 +44,7 @@ type load struct {
 	stored uint64 // bytes the store had when the page was claimed
 	begun  time.Time
 	buf    *buffer
+	tries  uint32 // that were repeated, see retry.go
 	gen0   [1]uint32
 }
 
@@ -218,6 +219,9 @@ func (p *Pager) unqueue(b *batch) {
 func loadDone(op *aio.Op) {
 	l := op.Arg.(*load)
 	p := l.r.p
+	if l.r.retry(op, &l.tries, func() { p.readAgain(l) }) {
+		return
+	}
 	p.stats.reads.Add(1)
 	p.stats.readBytes.Add(int64(op.N))
 	p.stats.readLatency.add(time.Since(l.begun))

@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -47,6 +48,11 @@ type Options struct {
 	// at all is unpinned, before it fails with ErrBudget instead of waiting
 	// for ever. 0: 1 s.
 	StallLimit time.Duration
+
+	// WedgeLimit is how long a fault, an I/O, a pin or a call of a hook may take
+	// before it is named: in Stats.Wedged, to EventListener.Wedged and in the
+	// log. 0: 10 s; negative: never.
+	WedgeLimit time.Duration
 
 	// Logger receives what is worth a line: start, degraded modes, I/O
 	// errors. nil: silent.
@@ -125,8 +131,26 @@ type RegionOptions struct {
 	// a checksum in, say). Same rules as Verify.
 	Seal func(page int64, data []byte) error
 
-	// OnReadError is what raw access does when a page cannot be read.
+	// Retry says which errors of the store pass, and are worth another try.
+	Retry Retry
+
+	// OnReadError is what raw access does when a page cannot be read, once
+	// there have been retries.
 	OnReadError OnReadError
+}
+
+// Retry says which errors of the store pass by themselves: a read or write that
+// meets one is repeated before anybody is told. A flush never is (see Sync).
+type Retry struct {
+	// Times is how often. 0: 4; negative: never.
+	Times int
+	// Pause is how long before the first repetition; each further pause is
+	// four times as long, up to MaxPause. 0: 1 ms and 250 ms.
+	Pause, MaxPause time.Duration
+	// Errnos are those that pass. nil: EAGAIN, EINTR, EBUSY, ENOMEM, ENOBUFS,
+	// ETIMEDOUT, ENOLINK. For a device that goes away and comes back, say, EIO,
+	// ENXIO and ENODEV may belong here.
+	Errnos []syscall.Errno
 }
 
 // Writeback says when dirty pages are written without being asked. The zero
@@ -195,4 +219,5 @@ type EventListener struct {
 	WriteError func(r *Region, off, n int64, err error)
 	Evicted    func(pages int)
 	Degraded   func(what string) // something works, but not as well as it could
+	Wedged     func(w Wedge)     // something does not end; once for each
 }

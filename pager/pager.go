@@ -66,12 +66,17 @@ type Pager struct {
 	writingFrames atomic.Int64 // page writes in flight
 
 	holds holdTable
+
+	tracks    trackList
+	wedges    wedges
+	stopWatch chan struct{}
 }
 
 // counters are written on slow paths only.
 type counters struct {
 	misses, joined, reads, readBytes, readErrors           atomic.Int64
 	writes, writtenBytes, writebacks, flushes, writeErrors atomic.Int64
+	retries                                                atomic.Int64
 	evictions, evictBatches                                atomic.Int64
 	aheadIssued, aheadUsed, aheadUnused, aheadLate         atomic.Int64
 	missLatency, readLatency, syncLatency                  histogram
@@ -112,6 +117,9 @@ func New(o Options) (*Pager, error) {
 	if o.StallLimit <= 0 {
 		o.StallLimit = time.Second
 	}
+	if o.WedgeLimit == 0 {
+		o.WedgeLimit = 10 * time.Second
+	}
 	if err := sp.setup(); err != nil {
 		return nil, err
 	}
@@ -146,6 +154,11 @@ func New(o Options) (*Pager, error) {
 		p.degraded("no raw access: " + sp.rawErr.Error())
 	}
 	setPatience()
+	p.stopWatch = make(chan struct{})
+	if o.WedgeLimit > 0 {
+		p.wg.Add(1)
+		go p.watch()
+	}
 	p.wg.Add(2)
 	go p.reap()
 	go p.housekeep()
@@ -177,6 +190,7 @@ func (p *Pager) Close() error {
 		errs = append(errs, r.Close())
 	}
 	p.stop.Store(true)
+	close(p.stopWatch)
 	p.rouse()
 	errs = append(errs, p.engine.Close())
 	p.wg.Wait()
@@ -189,7 +203,9 @@ func (p *Pager) Close() error {
 // event calls fn if somebody listens.
 func (p *Pager) event(fn func(*EventListener)) {
 	if p.opt.Events != nil {
+		t := p.hook("EventListener", nil, 0, 0)
 		fn(p.opt.Events)
+		p.hookDone(t)
 	}
 }
 
@@ -226,10 +242,12 @@ func (p *Pager) Stats() Stats {
 		Writebacks:   c.writebacks.Load(),
 		Flushes:      c.flushes.Load(),
 		WriteErrors:  c.writeErrors.Load(),
+		Retries:      c.retries.Load(),
 		Evictions:    c.evictions.Load() + load64((*int64)(unsafe.Pointer(&p.w.stolen))),
 		EvictBatches: c.evictBatches.Load(),
 		Stolen:       load64((*int64)(unsafe.Pointer(&p.w.stolen))),
 		ParkMode:     p.opt.Park,
+		Wedged:       p.wedges.snapshot(),
 		MissLatency:  c.missLatency.snapshot(),
 		ReadLatency:  c.readLatency.snapshot(),
 		SyncLatency:  c.syncLatency.snapshot(),

@@ -138,8 +138,19 @@ func (r *Region) fault(op string, page uint64, err error) error {
 }
 
 // verify calls the hook, which may panic like any user code.
-func (r *Region) verify(page uint64, data []byte) (err error) {
-	return r.opt.Verify(int64(page), data)
+func (r *Region) verify(page uint64, data []byte) error {
+	t := r.p.hook("RegionOptions.Verify", r, page, 1)
+	err := r.opt.Verify(int64(page), data)
+	r.p.hookDone(t)
+	return err
+}
+
+// seal calls the other one.
+func (r *Region) seal(page uint64, data []byte) error {
+	t := r.p.hook("RegionOptions.Seal", r, page, 1)
+	err := r.opt.Seal(int64(page), data)
+	r.p.hookDone(t)
+	return err
 }
 
 // Map maps a store. It owns the store from then on, also when it fails.
@@ -219,6 +230,7 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	}
 	d.length, d.stored = uint64(size), uint64(size)
 	d.words = p.w
+	d.setRetry(o.Retry)
 	d.minResident = o.MinResident >> frameShift
 	r.rawErr = r.setFlags(o)
 	pol := o.Prefetch
@@ -231,6 +243,8 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 		r.domain = &domain{policy: o.Evict, region: r}
 		if o.Evict == nil {
 			r.domain.policy = evict.NewS3FIFO()
+		} else if p.opt.WedgeLimit > 0 {
+			r.domain.policy = &watchedEvict{o.Evict, r}
 		}
 		r.domain.policy.SetCapacity(p.capacityOf(r.domain))
 		p.evictMu.Lock()
@@ -319,6 +333,8 @@ func (r *Region) close() error {
 	p, d := r.p, r.d
 	syncErr := r.syncForClose()
 	r.closing.Store(true)
+	// Who waits for a page that cannot be read (OnReadError Wait) is told now.
+	atomic.AndUint32(&d.flags, ^uint32(descWaitError))
 	// No view may still run: it may fault, and its faults must be served.
 	r.views.wait()
 	r.draining.Store(true)

@@ -67,7 +67,6 @@ const lastResort = 16
 
 const (
 	errnoNothing = 1<<21 + 2 // no page that the server may write
-	errnoNoRoom  = 1<<20 + 8 // nothing can be written to make room for a dirty page
 )
 
 // cleanVia is cleanOne, called through a variable: the linker counts the stack

@@ -80,12 +80,13 @@ const (
 )
 
 const (
-	flagTouched    word = 1 << 4 // explicitly accessed since the policy last looked
-	flagPrefetched word = 1 << 5 // read ahead and not yet touched
-	flagRedirtied  word = 1 << 6 // Writing: written to again, writable
-	flagWritePin   word = 1 << 7 // somebody holds it by AcquireWrite: never clean
-	flagHeld       word = 1 << 8 // Unlocking: came from Writing, goes back there
-	flagWaited     word = 1 << 9 // Loading, Installing: the bucket has waiters
+	flagTouched    word = 1 << 4  // explicitly accessed since the policy last looked
+	flagPrefetched word = 1 << 5  // read ahead and not yet touched
+	flagRedirtied  word = 1 << 6  // Writing: written to again, writable
+	flagWritePin   word = 1 << 7  // somebody holds it by AcquireWrite: never clean
+	flagHeld       word = 1 << 8  // Unlocking: came from Writing, goes back there
+	flagWaited     word = 1 << 9  // Loading, Installing: the bucket has waiters
+	flagWatched    word = 1 << 10 // no new pin since the wedge detector looked
 
 	pinOne  word = 1 << 12
 	pinMask word = (1<<20 - 1) << 12

@@ -37,6 +37,8 @@ type Stats struct {
 	Flushes      int64
 	WriteErrors  int64
 
+	Retries int64 // reads and writes repeated, see RegionOptions.Retry
+
 	// Leaving.
 	Evictions    int64 // pages that left to make room
 	EvictBatches int64 // system calls that took
@@ -50,6 +52,8 @@ type Stats struct {
 	Restarts int64          // closures that View ran again
 	Park     string         // how raw access waits here, and why
 	ParkMode coro.Mode      // the mode in force
+
+	Wedged []Wedge // what has not ended for Options.WedgeLimit, as of the last look; the first 64
 
 	MissLatency Histogram // from the miss until the page was there
 	ReadLatency Histogram // of read I/Os
@@ -83,6 +87,7 @@ func (s Stats) String() string {
 	row("writebacks", s.Writebacks, "pages")
 	row("flushes", s.Flushes, "")
 	row("write errors", s.WriteErrors, "")
+	row("retries", s.Retries, "I/Os")
 	row("evictions", s.Evictions, "pages")
 	row("evict batches", s.EvictBatches, "")
 	row("stolen", s.Stolen, "pages")
@@ -99,5 +104,8 @@ func (s Stats) String() string {
 	lat("miss latency", &s.MissLatency)
 	lat("read latency", &s.ReadLatency)
 	lat("sync latency", &s.SyncLatency)
+	for _, w := range s.Wedged {
+		fmt.Fprintf(&b, "wedged           %v\n", w)
+	}
 	return b.String()
 }

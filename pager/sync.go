@@ -40,6 +40,7 @@ type SyncOp struct {
 	err     error
 	again   map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
 	flushO  aio.Op
+	track   tracked
 }
 
 // SyncEventfd is SyncRange that does not wait: efd, an eventfd of the caller
@@ -351,11 +352,14 @@ func (s *SyncOp) pageDone() {
 	s.flushO = aio.Op{Code: aio.Flush, Done: flushDone, Arg: s}
 	s.r.p.stats.flushes.Add(1)
 	ops := [1]*aio.Op{&s.flushO}
+	s.track = tracked{kind: WedgedFlush, r: s.r, n: s.r.Len()}
+	s.r.p.tracks.add(&s.track)
 	s.r.store.Start(s.r.p.engine, ops[:])
 }
 
 func flushDone(op *aio.Op) {
 	s := op.Arg.(*SyncOp)
+	s.r.p.tracks.remove(&s.track)
 	if err := op.Err; err != nil {
 		r := s.r
 		if errors.Is(err, aio.ErrClosed) {

@@ -81,6 +81,13 @@ type desc struct {
 	misses      uint64 // made by the fault server
 	minResident int64  // frames that eviction leaves
 
+	// Which errors of the store pass; see retry.go.
+	retrySet      [retryErrnos / 64]uint64
+	retryPause    int64 // ns
+	retryPauseMax int64
+	retryTimes    uint32
+	_             uint32
+
 	// The side store, if the region has one; see where.go.
 	sideMap  unsafe.Pointer // *[pages]uint32, nil: none
 	sideMem  unsafe.Pointer // its memory, nil: it is a file

@@ -141,6 +141,14 @@ func (r *Region) restart(ctx context.Context, fn func(mem []byte) error) error {
 		ps := int64(1) << r.shift
 		off := f.Offset &^ (ps - 1)
 		pin, err := r.Acquire(ctx, off, min(ps, r.Len()-off))
+		if r.waitsFor(err) {
+			select {
+			case <-time.After(readRetry):
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		if err != nil {
 			return err
 		}

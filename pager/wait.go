@@ -80,6 +80,7 @@ type waitOp struct {
 	passed     int       // times it was sent to the end of the line
 	stuck      time.Time // since when its region has had no room for it
 	need       int64     // frames and credits
+	told       bool      // the wedge detector has named it
 
 	w0 [1]waiter
 	ws []waiter
@@ -166,11 +167,16 @@ func (op *waitOp) complete() {
 		// The parked goroutine may run at once and fault again: nothing of
 		// the op may be used after Resume.
 		pk, errno, r := op.parked, uintptr(0), op.r
-		if op.err != nil && r.opt.OnReadError == Wait && !errors.Is(op.err, ErrClosed) && !r.draining.Load() {
+		if op.err != nil && r.waitsFor(op.err) {
 			// The goroutine stays parked until the page can be read.
 			page := op.one[0].first
+			t := &tracked{kind: WedgedFault, r: r, name: "parked in place", off: int64(page << r.shift), n: 1 << r.shift, begun: op.begun, told: op.told}
 			op.free()
-			time.AfterFunc(readRetry, func() { r.startParkedRead(pk, page, false) })
+			r.p.tracks.add(t)
+			time.AfterFunc(readRetry, func() {
+				r.p.tracks.remove(t)
+				r.startParkedRead(pk, page, false, t)
+			})
 			return
 		}
 		if op.err != nil {
@@ -196,6 +202,13 @@ func (op *waitOp) complete() {
 	// It is not recycled: the owner may still be taking it out of the line.
 	op.undo()
 	op.r.leave()
+}
+
+// waitsFor: raw access is to wait for a read that has failed in this way to
+// succeed. Close ends that at once: it waits for running View and Update.
+func (r *Region) waitsFor(err error) bool {
+	var f *FaultError
+	return r.opt.OnReadError == Wait && errors.As(err, &f) && (f.Op == "read" || f.Op == "verify") && !errors.Is(err, ErrClosed) && !r.closing.Load()
 }
 
 // undo releases what the op has pinned.

@@ -17,6 +17,7 @@ import (
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/store"
 )
 
 // Writeback
@@ -36,6 +37,9 @@ type writeIO struct {
 	n     int
 	why   writeWhy
 	buf   *buffer
+	st    store.Store // where to
+	track tracked
+	tries uint32 // that were repeated, see retry.go
 }
 
 // writeWhy says who wants pages written.
@@ -200,6 +204,8 @@ type parkedWrite struct {
 	pk    coro.Parked
 	page  uint64
 	stuck bool
+	begun time.Time
+	told  bool // the wedge detector's
 }
 
 // waitRoom waits until some dirty page has become clean, or a while.
@@ -243,7 +249,7 @@ func (p *Pager) roomMade() {
 	f.parked = nil
 	f.mu.Unlock()
 	for _, w := range parked {
-		w.r.startParkedWrite(w.pk, w.page, w.stuck)
+		w.r.startParkedWrite(w.pk, w.page, w.stuck, w.begun)
 	}
 }
 
@@ -350,7 +356,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 	}
 	if r.opt.Seal != nil {
 		for i := range took {
-			if err := r.opt.Seal(int64(first+i), buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
+			if err := r.seal(first+i, buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
 				w := writePool.Get().(*writeIO)
 				*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf}
 				p.began(why)
@@ -367,16 +373,21 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 	r.write.inflight.Add(int64(took))
 	p.writingFrames.Add(int64(took) * r.fpp)
 	w := writePool.Get().(*writeIO)
-	*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf}
+	*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf, st: r.writeStore()}
 	w.op = aio.Op{Code: aio.Write, Off: int64(first << r.shift), Buf: buf.mem[:took<<r.shift], Done: writeIODone, Arg: w}
 	ops := [1]*aio.Op{&w.op}
-	r.writeStore().Start(p.engine, ops[:])
+	w.track = tracked{kind: WedgedWrite, r: r, off: w.op.Off, n: int64(len(w.op.Buf))}
+	p.tracks.add(&w.track)
+	w.st.Start(p.engine, ops[:])
 	return took
 }
 
 func writeIODone(op *aio.Op) {
 	w := op.Arg.(*writeIO)
 	p := w.r.p
+	if w.r.retry(op, &w.tries, func() { p.writeAgain(w) }) {
+		return
+	}
 	err := op.Err
 	if err == nil && op.N < len(op.Buf) {
 		err = io.ErrShortWrite
@@ -384,6 +395,7 @@ func writeIODone(op *aio.Op) {
 	if errors.Is(err, aio.ErrClosed) {
 		err = ErrClosed
 	}
+	p.tracks.remove(&w.track)
 	p.stats.writes.Add(1)
 	p.stats.writtenBytes.Add(int64(op.N))
 	p.writeDone(w, err)
