@@ -217,7 +217,8 @@ func (c *contest) run(ctx context.Context, rows []compareRow) error {
 	reference := -1
 	for i, r := range rows {
 		c.out.Rows = append(c.out.Rows, newRowReport(r))
-		if r.Name == referenceRow {
+		c.out.Rows[i].progress = c.o.workload.progress()
+		if r.Name == c.o.workload.reference() {
 			reference = i
 		}
 	}
@@ -278,13 +279,14 @@ func (c *contest) run(ctx context.Context, rows []compareRow) error {
 	return nil
 }
 
-// refer measures the bare device and returns its reads per second.
+// refer measures the bare device and returns how fast it is.
 func (c *contest) refer(ctx context.Context, r compareRow, at int) (float64, error) {
 	res, err := c.turn(ctx, r, false)
 	if err == nil && res.Error == "" {
 		c.out.Rows[at].add(res)
-		c.out.Rows[at].relate(res.Metrics[mMisses])
-		return res.Metrics[mMisses], nil
+		speed := res.Metrics[c.o.workload.progress()]
+		c.out.Rows[at].relate(speed)
+		return speed, nil
 	}
 	if err == nil {
 		err = fmt.Errorf("%s, which all ratios refer to: %s", r.Name, res.Error)

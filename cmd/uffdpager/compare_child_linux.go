@@ -93,6 +93,9 @@ func measureRow(s rowSpec) (rowResult, error) {
 			b.wait.Go(func() { b.work(&b.readers[i], r.stream(i), w.read(i)) })
 		}
 	}
+	if w.beside != nil {
+		go w.beside(b.stop.Load)
+	}
 	b.warm()
 	b.from.Store(int64(time.Since(b.began)))
 	gauge.ResetPeak()
@@ -197,11 +200,14 @@ func (b *bench) work(r *reader, next func() int64, read readFunc) {
 }
 
 // record counts an op.
-func (b *bench) record(r *reader, began, ended time.Duration) {
+func (b *bench) record(r *reader, began, ended time.Duration) { b.recordBlocks(r, 1, began, ended) }
+
+// recordBlocks counts one read of several blocks.
+func (b *bench) recordBlocks(r *reader, blocks int64, began, ended time.Duration) {
 	if from := b.from.Load(); from != 0 && int64(ended) > from {
 		r.latency.add(ended - began)
 	}
-	r.ops.Store(r.ops.Load() + 1)
+	r.ops.Store(r.ops.Load() + blocks)
 }
 
 // take reads every byte of a block, and proves where it belongs if the file is
@@ -295,6 +301,9 @@ func (b *bench) metrics(before, after snapshot) map[string]float64 {
 		}
 	}
 	perMiss(mCPU, before.cpu*1e6, after.cpu*1e6)
+	if ops > 0 {
+		m[mCPUOp] = (after.cpu - before.cpu) * 1e6 / ops
+	}
 	perMiss(mSwitches, before.switches, after.switches)
 	perMiss(mAllocs, before.allocs, after.allocs)
 	perMiss(mMachine, before.flushes, after.flushes)

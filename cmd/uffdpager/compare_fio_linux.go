@@ -18,16 +18,17 @@ func haveFio() bool {
 }
 
 // runFio has fio read the file, past the page cache, with Linux AIO: whatever
-// the workload, the device sees random reads, or a scan.
+// the workload, the device sees random reads of blocks, or a scan by chunks.
 func runFio(ctx context.Context, s rowSpec, file *os.File) rowResult {
 	how := "randread"
-	if s.Workload == loadScan {
-		how = "read"
+	block := int64(blockSize)
+	if s.Row.Chunk > 0 {
+		how, block = "read", s.Row.Chunk
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.Duration+turnGrace)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "fio", "--name=device", fmt.Sprintf("--filename=/proc/self/fd/%d", rowFileFD),
-		"--rw="+how, "--bs=4k", "--ioengine=libaio", "--direct=1", fmt.Sprintf("--iodepth=%d", s.Row.Goroutines),
+		"--rw="+how, fmt.Sprintf("--bs=%d", block), "--ioengine=libaio", "--direct=1", fmt.Sprintf("--iodepth=%d", s.Row.Goroutines),
 		fmt.Sprintf("--size=%d", s.Size), "--norandommap", fmt.Sprintf("--randseed=%d", s.Seed), "--readonly", "--allow_file_create=0",
 		"--thread", "--time_based", fmt.Sprintf("--runtime=%dms", s.Duration.Milliseconds()), "--output-format=json")
 	cmd.ExtraFiles = []*os.File{file}
@@ -41,7 +42,13 @@ func runFio(ctx context.Context, s rowSpec, file *os.File) rowResult {
 		}
 		return rowResult{Error: "fio: " + err.Error()}
 	}
-	return parseFio(out)
+	res := parseFio(out)
+	for _, name := range []string{mOps, mMisses} {
+		if v, ok := res.Metrics[name]; ok {
+			res.Metrics[name] = v * float64(block/blockSize)
+		}
+	}
+	return res
 }
 
 // parseFio takes the figures out of fio's report.

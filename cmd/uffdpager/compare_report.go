@@ -19,6 +19,7 @@ const (
 	mP99      = "p99_us"
 	mMax      = "max_us"
 	mCPU      = "cpu_us_per_miss"
+	mCPUOp    = "cpu_us_per_op"
 	mSyscalls = "syscalls_per_miss"
 	mSwitches = "context_switches_per_miss"
 	mIPIs     = "tlb_ipis_per_miss"         // flushes that interrupted another processor, of this process
@@ -62,9 +63,10 @@ type rowReport struct {
 	Notes   []string          `json:"notes,omitempty"`
 	Errors  []string          `json:"errors,omitempty"`
 
-	samples map[string][]float64
-	last    float64 // misses/s of the latest turn, until it is related to the device
-	lastOK  bool
+	samples  map[string][]float64
+	progress string  // the metric that is set in proportion to the device's
+	last     float64 // … of the latest turn, until that is done
+	lastOK   bool
 }
 
 // figure is a median over the rounds, with the range.
@@ -75,7 +77,7 @@ type figure struct {
 }
 
 func newRowReport(r compareRow) *rowReport {
-	return &rowReport{compareRow: r, What: r.describe(), samples: map[string][]float64{}}
+	return &rowReport{compareRow: r, What: r.describe(), progress: mMisses, samples: map[string][]float64{}}
 }
 
 // add takes over the result of one turn.
@@ -85,7 +87,7 @@ func (r *rowReport) add(res rowResult) {
 		return
 	}
 	r.Turns++
-	r.last = res.Metrics[mMisses]
+	r.last = res.Metrics[r.progress]
 	for name, v := range res.Metrics {
 		r.samples[name] = append(r.samples[name], v)
 	}
@@ -113,7 +115,7 @@ func (r *rowReport) take(res rowResult) (ok bool) {
 	return res.Error == ""
 }
 
-// relate sets the latest turn in proportion to the device's misses/s.
+// relate sets the latest turn in proportion to the device's.
 func (r *rowReport) relate(device float64) {
 	if r.lastOK && device > 0 {
 		r.samples[mRatio] = append(r.samples[mRatio], r.last/device)
@@ -176,6 +178,7 @@ var speedColumns = []column{
 }
 
 var costColumns = []column{
+	{"CPU/op", mCPUOp, showMicros},
 	{"syscalls", mSyscalls, showRatio},
 	{"switches", mSwitches, showRatio},
 	{"TLB IPIs", mIPIs, showFine},
@@ -245,8 +248,19 @@ func (c *comparison) title() []string {
 
 // describe says in words what is done.
 func (w compareWorkload) describe() string {
-	if w == loadOverwrite {
+	switch w {
+	case loadOverwrite:
 		return "random overwrites"
+	case loadStride3:
+		return "every third block"
+	case loadStride17:
+		return "every 17th block"
+	case loadReplay:
+		return "a recorded random order"
+	case loadTree:
+		return "walks over a tree of pages"
+	case loadBulk:
+		return "random reads beside a bulk WillNeed"
 	}
 	return string(w) + " reads"
 }
@@ -256,7 +270,7 @@ var legend = []string{
 	"medians over the rounds; range of \"of device\" in the last column",
 	"* not direct I/O: the page cache is used, within the memory limit unless + says otherwise",
 	"+ memory not limited",
-	"of device: misses/s to those of the bare device with 64 under way, just before and after",
+	"of device: misses/s (where reading ahead is compared: ops/s) to those of the bare device, just before and after",
 	"latency: of an op, from the end of the goroutine's op before it; CPU: of the whole process, all it does included",
 	"per miss: system calls and TLB IPIs are counted by tracepoints in a turn of their own",
 }

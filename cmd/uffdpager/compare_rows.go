@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -46,6 +47,9 @@ type compareRow struct {
 	Direct     bool   `json:"direct"`           // past the page cache
 	Warm       bool   `json:"warm,omitempty"`   // the whole file is in the page cache, and memory is not limited
 	Unlimited  bool   `json:"unlimited,omitempty"`
+	Chunk      int64  `json:"chunk,omitempty"`    // bytes that the device, fio or pread reads at a time; 0: a block
+	Prefetch   string `json:"prefetch,omitempty"` // of the pager: its policy, if not the default
+	Bulk       bool   `json:"bulk,omitempty"`     // a WillNeed of the other half of the file goes on meanwhile
 }
 
 const (
@@ -56,14 +60,20 @@ const (
 	groupDevice = "device"
 )
 
-// referenceRow is what all ratios refer to.
-const referenceRow = "device-qd64"
+// What ratios refer to: the device, read at random, or from front to back.
+const (
+	referenceRow = "device-qd64"
+	referenceSeq = "device-seq"
+)
 
 // allRows is every row there is, in the order of the table.
 func allRows(o compareOptions) []compareRow {
 	p, g := o.procs, o.goroutines
-	if o.workload == loadOverwrite {
+	switch {
+	case o.workload == loadOverwrite:
 		return overwriteRows(p, g)
+	case o.workload.ahead():
+		return aheadRows(o)
 	}
 	ours := func(name, way string, g int) compareRow {
 		return compareRow{Name: name, Group: groupPager, Way: way, Procs: p, Goroutines: g, Direct: true}
@@ -106,6 +116,12 @@ func allRows(o compareOptions) []compareRow {
 	for _, procs := range procsOf(p, 64) {
 		rows = append(rows, compareRow{Name: fmt.Sprintf("handler-p%d", procs), Group: groupPeer, Way: wayHandler, Procs: procs, Goroutines: g, Unlimited: true})
 	}
+	switch o.workload {
+	case loadScan:
+		rows = append(rows, scanRows(p)...)
+	case loadRandom:
+		rows = append(rows, ours("bytes", wayBytes, g).with("none"), ours("acquire", wayAcquire, g).with("none"))
+	}
 	return rows
 }
 
@@ -144,7 +160,7 @@ func chooseRows(o compareOptions) (rows []compareRow, err error) {
 		if skipRow(r) {
 			continue
 		}
-		wanted := len(o.rows) == 0 || r.Name == referenceRow
+		wanted := len(o.rows) == 0 || r.Name == o.workload.reference()
 		for i, pattern := range o.rows {
 			if ok, _ := path.Match(pattern, r.Name); ok {
 				wanted, used[i] = true, true
@@ -191,6 +207,15 @@ func (r compareRow) describe() string {
 			wayWriteAt: "WriteAt", wayAcquireWrite: "AcquireWrite",
 		}[r.Way])
 	}
+	if r.Chunk > 0 {
+		fmt.Fprintf(&b, ", %s at a time", humanBytes(r.Chunk))
+	}
+	if r.Prefetch != "" {
+		fmt.Fprintf(&b, ", prefetch %s", r.Prefetch)
+	}
+	if r.Bulk {
+		b.WriteString(", while a WillNeed goes over the other half of the file")
+	}
 	if r.Group != groupDevice {
 		fmt.Fprintf(&b, ", %s, GOMAXPROCS=%d", plural(int64(r.Goroutines), "goroutine"), r.Procs)
 	}
@@ -216,9 +241,21 @@ const (
 	loadHotScan compareWorkload = "hotset+scan" // four of five reads in a set of half the budget, one from a scan
 
 	loadOverwrite compareWorkload = "overwrite" // whole blocks, uniform; with what they hold already, so that the file stays as it is
+
+	// Those that are about reading ahead: see compare_ahead.go.
+	loadInterleaved compareWorkload = "interleaved"
+	loadBackward    compareWorkload = "backward"
+	loadStride3     compareWorkload = "stride3"
+	loadStride17    compareWorkload = "stride17"
+	loadReplay      compareWorkload = "replay"
+	loadTree        compareWorkload = "tree"
+	loadBulk        compareWorkload = "bulk"
 )
 
-var compareWorkloads = [...]string{string(loadRandom), string(loadZipf), string(loadScan), string(loadHotScan), string(loadOverwrite)}
+var compareWorkloads = [...]string{
+	string(loadRandom), string(loadZipf), string(loadScan), string(loadHotScan), string(loadOverwrite),
+	string(loadInterleaved), string(loadBackward), string(loadStride3), string(loadStride17), string(loadReplay), string(loadTree), string(loadBulk),
+}
 
 func parseCompareWorkload(s string) (compareWorkload, error) {
 	for _, n := range compareWorkloads {
@@ -236,7 +273,10 @@ type readers struct {
 	hot    int64 // blocks of the hot set
 	seed   uint64
 	w      *workload.Workload
-	cursor atomic.Int64 // hotset+scan: how far the scan is
+	cursor atomic.Int64 // hotset+scan: how far the scan is; replay: how far everybody is
+
+	once    sync.Once
+	ordered []int64 // replay
 }
 
 func newReaders(s rowSpec) *readers {
@@ -246,6 +286,8 @@ func newReaders(s rowSpec) *readers {
 		kind = workload.Zipf
 	case loadScan:
 		kind = workload.Scan
+	case loadInterleaved:
+		kind = workload.Interleaved
 	}
 	n := s.Size / blockSize
 	return &readers{
@@ -256,7 +298,11 @@ func newReaders(s rowSpec) *readers {
 
 // stream returns what goroutine i reads: one block number after the other.
 func (r *readers) stream(i int) func() int64 {
-	if r.kind != loadHotScan {
+	switch r.kind {
+	case loadHotScan:
+	case loadBackward, loadStride3, loadStride17, loadReplay, loadTree, loadBulk:
+		return r.aheadStream(i)
+	default:
 		s := r.w.Stream(i)
 		return func() int64 { return s.Next(0).Block }
 	}

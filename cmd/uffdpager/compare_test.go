@@ -17,12 +17,19 @@ func compareDefaults() compareOptions {
 
 // The names of rows are what --rows goes by.
 func TestCompareRowNamesAreUnique(t *testing.T) {
-	for i, procs := range []int{1, 2, 8, 64, 300, 2} {
+	contests := []compareOptions{}
+	for _, procs := range []int{1, 2, 8, 64, 300} {
 		o := compareDefaults()
 		o.procs = procs
-		if i == 5 {
-			o.workload = loadOverwrite
-		}
+		contests = append(contests, o)
+	}
+	for _, w := range compareWorkloads {
+		o := compareDefaults()
+		o.workload = compareWorkload(w)
+		contests = append(contests, o)
+	}
+	for _, o := range contests {
+		procs := o.procs
 		seen := map[string]bool{}
 		for _, r := range allRows(o) {
 			if seen[r.Name] {
@@ -32,12 +39,12 @@ func TestCompareRowNamesAreUnique(t *testing.T) {
 			if r.Group == "" || r.Way == "" || r.Procs < 1 || r.Goroutines < 1 || strings.Contains(r.describe(), "[]") {
 				t.Errorf("procs %d: %+v: %s", procs, r, r.describe())
 			}
-			if r.Way == wayMmap && r.Goroutines < r.Procs {
+			if r.Way == wayMmap && r.Goroutines < r.Procs && r.Goroutines != 1 {
 				t.Errorf("%s: %d Ps for %d goroutines", r.Name, r.Procs, r.Goroutines)
 			}
 		}
-		if !seen[referenceRow] {
-			t.Errorf("procs %d: nothing to refer to", procs)
+		if !seen[o.workload.reference()] {
+			t.Errorf("%s, procs %d: nothing to refer to", o.workload, procs)
 		}
 	}
 }
@@ -83,6 +90,11 @@ func TestCompareChoosesRows(t *testing.T) {
 		}
 	}
 	o := compareDefaults()
+	o.workload, o.rows = loadScan, []string{"readat-1g"}
+	if rows, err := chooseRows(o); err != nil || len(rows) != 2 || rows[0].Name != referenceSeq {
+		t.Errorf("a scan refers to %v, %v", rows, err)
+	}
+	o = compareDefaults()
 	o.rows = []string{"bytes", "bites"}
 	if _, err := chooseRows(o); err == nil || !strings.Contains(err.Error(), "bites") {
 		t.Errorf("a row that does not exist: %v", err)

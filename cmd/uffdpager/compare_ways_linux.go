@@ -31,6 +31,8 @@ type way struct {
 	// file, which is so many bytes. nil: it keeps none.
 	prefill func(p []byte, off int64) (int, error)
 	keeps   int64
+	// beside, if set, is done by one goroutine more while the row is measured.
+	beside func(stop func() bool)
 	// remarks is what is to be said about the row.
 	remarks func() []string
 }
@@ -84,7 +86,11 @@ func openPager(s rowSpec, file *os.File) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := p.Map(st, pager.RegionOptions{ReadOnly: true})
+	policy, err := aheadPolicy(s)
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.Map(st, pager.RegionOptions{ReadOnly: true, Prefetch: policy})
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +106,12 @@ func openPager(s rowSpec, file *os.File) (*way, error) {
 			}
 			return notes
 		},
+	}
+	if s.Row.Prefetch == aheadReplay {
+		w.prefill = nil // a restart begins with nothing in memory
+	}
+	if s.Row.Bulk {
+		w.beside = func(stop func() bool) { needInBulk(r, s.Budget, stop) }
 	}
 	ctx := context.Background()
 	switch s.Row.Way {
@@ -184,7 +196,7 @@ func reopen(file *os.File, flags int) (int, error) {
 // of use.
 func bufferedFD(s rowSpec, file *os.File) (int, error) {
 	fd, err := reopen(file, 0)
-	if err == nil && s.Workload != loadScan {
+	if err == nil && s.Workload != loadScan && s.Workload != loadInterleaved {
 		unix.Fadvise(fd, 0, 0, unix.FADV_RANDOM)
 	}
 	return fd, err
@@ -205,6 +217,9 @@ func openPread(s rowSpec, file *os.File) (*way, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if s.Row.Chunk > 0 {
+		return openPreadChunks(s, fd)
 	}
 	bufs, err := blockBuffers(s.Row.Goroutines)
 	if err != nil {
@@ -291,17 +306,24 @@ func openDevice(s rowSpec, file *os.File) (*way, error) {
 		return nil, err
 	}
 	depth := s.Row.Goroutines
-	bufs, err := blockBuffers(depth)
+	size := max(s.Row.Chunk, blockSize)
+	if s.Row.Chunk > 0 && s.Size < size {
+		return nil, fmt.Errorf("the file is smaller than the %s that are read at a time", humanBytes(size))
+	}
+	bufs, err := blockBuffers(depth * int(size/blockSize))
 	if err != nil {
 		return nil, err
 	}
 	var done atomic.Int64
 	drive := func(b *bench, next func() int64) (failed error) {
+		if s.Row.Chunk > 0 {
+			next = chunks(s)
+		}
 		flying := 0
 		ops := make([]*aio.Op, depth)
 		began := make([]time.Duration, depth)
 		for i := range ops {
-			ops[i] = &aio.Op{Code: code, FD: fd, Buf: bufs[i*blockSize:][:blockSize]}
+			ops[i] = &aio.Op{Code: code, FD: fd, Buf: bufs[i*int(size):][:size]}
 			ops[i].Done = func(op *aio.Op) {
 				flying--
 				switch {
@@ -310,11 +332,13 @@ func openDevice(s rowSpec, file *os.File) (*way, error) {
 				case op.N < len(op.Buf):
 					failed = io.ErrUnexpectedEOF
 				case code == aio.Read:
-					failed = takeBlock(op.Buf, op.Off, s.Stamped)
+					for at := int64(0); at < size && failed == nil; at += blockSize {
+						failed = takeBlock(op.Buf[at:at+blockSize], op.Off+at, s.Stamped)
+					}
 				}
-				done.Store(done.Load() + 1)
+				done.Store(done.Load() + size/blockSize)
 				now := time.Since(b.began)
-				b.record(&b.readers[0], began[i], now)
+				b.recordBlocks(&b.readers[0], size/blockSize, began[i], now)
 				if failed == nil && !b.stop.Load() {
 					began[i], op.Off = now, next()*blockSize
 					if code == aio.Write {
