@@ -30,9 +30,11 @@ type Image struct {
 }
 
 // Overlay makes one view of the log that Open has found.
-func (j *Journal) Overlay() Overlay { return overlay(j.Log(), j.page) }
+func (j *Journal) Overlay() Overlay { return View(j.Log(), int(j.page)) }
 
-func overlay(log []Commit, page int64) Overlay {
+// View makes one view of commits that follow one another, in their order.
+func View(log []Commit, pageSize int) Overlay {
+	page := int64(pageSize)
 	v := Overlay{Length: -1, Pages: map[uint64]Image{}}
 	for i, c := range log {
 		if i == 0 || c.MinLength < v.Void {
@@ -79,26 +81,39 @@ func (j *Journal) Replay(ctx context.Context, data store.Store) (pages int, err 
 	if err := j.flush(); err != nil {
 		return 0, fmt.Errorf("journal: replay: %w", err)
 	}
-	v := j.Overlay()
+	pages, err = j.Apply(ctx, data, j.Overlay())
+	if err != nil {
+		return 0, err
+	}
+	h, _ := j.emptied()
+	if err := j.renew(ctx, h); err != nil {
+		return 0, fmt.Errorf("journal: replay: %w", err)
+	}
+	return pages, nil
+}
+
+// Apply writes a view of commits to data in place and flushes data: the first
+// half of a checkpoint or a replay. The commits must be durable. It returns how
+// many pages it has written. It waits.
+func (j *Journal) Apply(ctx context.Context, data store.Store, v Overlay) (pages int, err error) {
+	if v.Length < 0 {
+		return 0, nil
+	}
 	d := medium{data, j.e}
 	// The cut comes first: it makes zeros, also at the end of the page it goes
 	// through, and the images come over them.
 	for _, size := range []int64{min(v.Void, data.Size()), v.Length} {
 		if size != data.Size() {
 			if err := data.Truncate(size); err != nil {
-				return 0, fmt.Errorf("journal: replay: %w", err)
+				return 0, fmt.Errorf("journal: apply: %w", err)
 			}
 		}
 	}
 	if err := j.place(ctx, d, v); err != nil {
-		return 0, fmt.Errorf("journal: replay: %w", err)
+		return 0, fmt.Errorf("journal: apply: %w", err)
 	}
 	if err := d.flush(); err != nil {
-		return 0, fmt.Errorf("journal: replay: %w", err)
-	}
-	h, _ := j.emptied()
-	if err := j.renew(ctx, h); err != nil {
-		return 0, fmt.Errorf("journal: replay: %w", err)
+		return 0, fmt.Errorf("journal: apply: %w", err)
 	}
 	return len(v.Pages), nil
 }
