@@ -53,6 +53,14 @@ func pages(page int, n, least, most int64, kinds ...string) func(chooser, bool) 
 	}
 }
 
+func pagers(n int, f func(chooser, bool) spec) func(chooser, bool) spec {
+	return func(c chooser, writes bool) spec {
+		s := f(c, writes)
+		s.pagers = n
+		return s
+	}
+}
+
 func private(f func(chooser, bool) spec) func(chooser, bool) spec {
 	return func(c chooser, writes bool) spec {
 		s := f(c, writes)
@@ -96,6 +104,9 @@ var settings = []setting{
 	{"no userfaultfd", 2, []string{"UFFDPAGER_FEATURES=-userfaultfd"}, 16, pages(4*kib, 300, 8, 32, "file", "memory", "reader")},
 	{"no batches", 2, []string{"UFFDPAGER_FEATURES=-process_madvise,-move"}, 16, pages(4*kib, 300, 8, 64, "file", "memory")},
 	{"no preemption", 2, []string{"GODEBUG=asyncpreemptoff=1"}, 8, pages(4*kib, 300, 8, 64, "file", "memory")},
+	{"failing", 2, nil, 16, pages(4*kib, 300, 16, 64, "faulty", "faulty raw", "file")},
+	{"failing 8", 8, []string{"UFFDPAGER_PARK=block"}, 16, pages(4*kib, 300, 16, 64, "faulty raw", "faulty")},
+	{"two pagers", 2, nil, 16, pagers(2, pages(4*kib, 300, 16, 64, "file", "memory", "file", "reader"))},
 	{"private", 2, nil, 16, private(pages(4*kib, 300, 16, 64, "file", "memory"))},
 	{"anything 1", 1, nil, 8, anything},
 	{"anything 2", 2, nil, 16, anything},
@@ -155,7 +166,8 @@ func (w *world) run(t *testing.T, workers int, seed, round uint64, end time.Time
 		if now.Before(end) {
 			return false
 		}
-		return fits || w.p.Stats().ReadBytes > 10*w.spec.budget || now.After(limit)
+		_, read := w.stats()
+		return fits || read > 10*w.spec.budget || now.After(limit)
 	}
 	var done atomic.Bool
 	actors := make([]*actor, workers)
@@ -188,21 +200,22 @@ func (w *world) run(t *testing.T, workers int, seed, round uint64, end time.Time
 		})
 	}
 	wg.Wait()
-	stats := w.p.Stats()
+	text, read := w.stats()
 	if failed.Load() {
 		for i, err := range errs {
 			if err != nil {
 				t.Errorf("%v\nits last operations:\n\t%s", err, strings.Join(actors[i].history(), "\n\t"))
 			}
 		}
-		t.Fatalf("seed %d round %d; world: %v\n%v", seed&(1<<32-1), round, w.spec, stats)
+		t.Fatalf("seed %d round %d; world: %v\n%v", seed&(1<<32-1), round, w.spec, text)
 	}
 	if err := w.sweep(); err != nil {
 		t.Fatalf("seed %d round %d; world: %v: %v", seed&(1<<32-1), round, w.spec, err)
 	}
-	if !fits && stats.ReadBytes <= 10*w.spec.budget {
-		t.Errorf("the stores were read %.1f times the budget only; world: %v\n%v", float64(stats.ReadBytes)/float64(w.spec.budget), w.spec, stats)
+	if !fits && read <= 10*w.spec.budget {
+		t.Errorf("the stores were read %.1f times the budget only; world: %v\n%v", float64(read)/float64(w.spec.budget), w.spec, text)
 	}
+	stats := w.pagers[0].Stats()
 	if err := w.close(); err != nil {
 		t.Fatalf("seed %d round %d; world: %v: %v", seed&(1<<32-1), round, w.spec, err)
 	}

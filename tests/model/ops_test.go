@@ -37,6 +37,10 @@ var ops = []op{
 	{"Advise", 3, false, false, (*actor).advise},
 	{"Residency", 1, false, false, (*actor).residency},
 	{"SetBudget", 1, false, false, (*actor).setBudget},
+	{"Look", 1, false, false, (*actor).properties},
+	{"Refused", 1, false, false, (*actor).refused},
+	{"Reopen", 1, false, false, (*actor).reopen},
+	{"Inject", 2, false, false, (*actor).inject},
 
 	{"WriteAt", 8, true, false, (*actor).writeAt},
 	{"WriteAt pages", 4, true, false, (*actor).writePages},
@@ -48,6 +52,7 @@ var ops = []op{
 	{"SyncEventfd", 1, true, false, (*actor).syncEventfd},
 	{"Discard", 1, true, false, (*actor).discard},
 	{"Resize", 1, true, false, (*actor).resize},
+	{"Copy", 3, true, false, (*actor).copyBetween},
 }
 
 // actor is who does operations: one goroutine of a concurrent history, or the
@@ -240,19 +245,24 @@ func (a *actor) setBudget(*region) error {
 	steps := int((w.spec.budget - w.spec.least) / pager.FrameSize)
 	to := w.spec.least + int64(a.intn(steps+1, "frames"))*pager.FrameSize
 	a.note("SetBudget(%d)", to)
-	err := w.p.SetBudget(to)
-	switch {
-	case err == nil:
-		w.now = to
-		if s := w.p.Stats(); s.Resident > to {
-			return fmt.Errorf("SetBudget(%d) returned with %d bytes resident", to, s.Resident)
+	for i, p := range w.pagers {
+		err := p.SetBudget(to)
+		now := to
+		switch {
+		case err == nil:
+			if s := p.Stats(); s.Resident > to {
+				return fmt.Errorf("SetBudget(%d) returned with %d bytes resident", to, s.Resident)
+			}
+		case errors.Is(err, pager.ErrBudget) || errors.Is(err, pager.ErrBusy):
+			now = p.Stats().Budget // pinned pages are in the way
+		default:
+			return err
 		}
-		return nil
-	case errors.Is(err, pager.ErrBudget) || errors.Is(err, pager.ErrBusy):
-		w.now = w.p.Stats().Budget // pinned pages are in the way
-		return nil
+		if i == 0 {
+			w.now = now
+		}
 	}
-	return err
+	return nil
 }
 
 // holdPin pins one page, or lets go of the page pinned before, after a look at
@@ -273,6 +283,9 @@ func (a *actor) holdPin(r *region) error {
 	pin, err := r.Acquire(context.Background(), off, n)
 	if err != nil {
 		a.w.hold <- struct{}{}
+		if r.excuses(err) {
+			return nil
+		}
 		return err
 	}
 	a.held = &heldPin{r, pin, off, n}

@@ -38,11 +38,16 @@ var even = func() (list [256]int) {
 // drawSpec draws a small world: what fails should fail small.
 func drawSpec(c chooser, writes bool) spec {
 	s := spec{writes: writes, engine: []aio.Kind{aio.Auto, aio.Threads}[c.intn(2, "engine")]}
-	pages := []int{4 << 10, 4 << 10, 4 << 10, 8 << 10, 64 << 10, 2 << 20}
+	pages := []int{4 << 10, 4 << 10, 4 << 10, 4 << 10, 8 << 10, 16 << 10, 64 << 10, 256 << 10, 2 << 20}
+	stores := kinds
+	if c.intn(4, "failing stores") == 3 {
+		stores = append(failing[:len(failing):len(failing)], kinds...)
+	}
+	s.pagers = 1 + c.intn(2, "pagers - 1")
 	largest := int64(0)
-	for i := range 1 + c.intn(3, "regions - 1") {
+	for i := range 1 + c.intn(4, "regions - 1") {
 		r := regionSpec{
-			kind:     kinds[c.intn(len(kinds), "kind")],
+			kind:     stores[c.intn(len(stores), "kind")],
 			page:     pages[c.intn(len(pages), "page")],
 			evict:    []string{"", "fifo", "own s3fifo"}[c.intn(3, "evict")],
 			prefetch: []string{"", "next"}[c.intn(2, "prefetch")],
@@ -53,7 +58,8 @@ func drawSpec(c chooser, writes bool) spec {
 		r.size = 1 + int64(c.intn(40*r.page, "size"))
 		if writes {
 			r.private = c.intn(4, "private") == 3
-			if r.kind != "reader" && !r.private && c.intn(3, "grows") == 2 {
+			r.readOnly = !r.private && c.intn(6, "read-only") == 5
+			if r.kind != "reader" && !r.private && !r.readOnly && c.intn(3, "grows") == 2 {
 				r.maxSize = r.size + int64(c.intn(8*r.page, "room to grow"))
 			}
 		}
@@ -125,13 +131,19 @@ func history(rt *rapid.T, dir string, writes bool) {
 			if a.held != nil {
 				a.held.pin.Release()
 			}
+			for _, r := range w.regions {
+				if r.faults {
+					r.slow.Clear()
+				}
+			}
 			_ = w.close()
 		}
 	}()
 	w.allowHold()
 	for range c.intn(200, "operations") {
 		if err := a.do(); err != nil {
-			rt.Fatalf("%v\nworld: %v\nlast operations:\n\t%s\n%v", err, sp, strings.Join(a.history(), "\n\t"), w.p.Stats())
+			stats, _ := w.stats()
+			rt.Fatalf("%v\nworld: %v\nlast operations:\n\t%s\n%v", err, sp, strings.Join(a.history(), "\n\t"), stats)
 		}
 		if c.intn(16, "collect") == 15 {
 			runtime.GC()

@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,8 +34,9 @@ type chooser interface {
 
 // spec says what a world is made of.
 type spec struct {
-	budget, least int64 // bytes: at the beginning and the least SetBudget goes down to
+	budget, least int64 // bytes of each pager: at the beginning and the least SetBudget goes down to
 	engine        aio.Kind
+	pagers        int // 0: one
 	regions       []regionSpec
 	writes        bool
 }
@@ -45,6 +49,7 @@ type regionSpec struct {
 	evict    string
 	prefetch string
 	private  bool
+	readOnly bool
 }
 
 // kinds of stores: a file read directly, the same through the page cache,
@@ -52,19 +57,25 @@ type regionSpec struct {
 // and an io.ReaderAt.
 var kinds = []string{"file", "cached", "memory", "slow", "reader"}
 
+// failing are kinds of stores that fail now and then, by the operation Inject:
+// one that the fault server cannot read, and one that it can.
+var failing = []string{"faulty", "faulty raw"}
+
 func (s spec) String() string {
-	out := fmt.Sprintf("budget %d to %d, engine %v, writes %v", s.least, s.budget, s.engine, s.writes)
+	out := fmt.Sprintf("%d pagers, budget %d to %d, engine %v, writes %v", max(s.pagers, 1), s.least, s.budget, s.engine, s.writes)
 	for _, r := range s.regions {
-		out += fmt.Sprintf("; %s page %d size %d (max %d) evict %s prefetch %s private %v",
-			r.kind, r.page, r.size, r.maxSize, r.evict, r.prefetch, r.private)
+		out += fmt.Sprintf("; %s page %d size %d (max %d) evict %s prefetch %s private %v read-only %v",
+			r.kind, r.page, r.size, r.maxSize, r.evict, r.prefetch, r.private, r.readOnly)
 	}
 	return out
 }
 
-// world is one pager, its regions, and what they should hold.
+// world is pagers, their regions, and what these should hold.
 type world struct {
 	spec    spec
-	p       *pager.Pager
+	dir     string
+	pagers  []*pager.Pager
+	faults  bool // some store fails now and then
 	regions []*region
 	budget  sync.RWMutex // held for writing during SetBudget
 	now     int64        // the budget
@@ -77,7 +88,10 @@ type region struct {
 	regionSpec
 	*pager.Region
 	w        *world
+	p        *pager.Pager
+	index    int // among the world's
 	writable bool
+	faults   bool
 	path     string // of a file store
 	mem      []byte // of a memory store
 	slow     *store.Faulty
@@ -112,15 +126,19 @@ func (n nextPages) Observe(e prefetch.Event, plan *prefetch.Plan) {
 }
 
 func newWorld(dir string, sp spec, seed uint64) (*world, error) {
-	p, err := pager.New(pager.Options{Budget: sp.budget, Engine: sp.engine})
-	if err != nil {
-		return nil, fmt.Errorf("New: %w", err)
+	w := &world{spec: sp, dir: dir, now: sp.budget, hold: make(chan struct{}, 1)}
+	for range max(sp.pagers, 1) {
+		p, err := pager.New(pager.Options{Budget: sp.budget, Engine: sp.engine})
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("New: %w", err), w.close())
+		}
+		w.pagers = append(w.pagers, p)
 	}
-	w := &world{spec: sp, p: p, now: sp.budget, hold: make(chan struct{}, 1)}
 	page := int64(0)
 	for i, rs := range sp.regions {
 		page = max(page, int64(rs.page))
-		r, err := w.newRegion(dir, i, rs, seed)
+		w.faults = w.faults || slices.Contains(failing, rs.kind)
+		r, err := w.newRegion(i, rs, seed)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("region %d (%+v): %w", i, rs, err), w.close())
 		}
@@ -132,25 +150,21 @@ func newWorld(dir string, sp spec, seed uint64) (*world, error) {
 	return w, nil
 }
 
-func (w *world) newRegion(dir string, i int, rs regionSpec, seed uint64) (*region, error) {
-	r := &region{regionSpec: rs, w: w, seed: seed + uint64(i)}
+func (w *world) newRegion(i int, rs regionSpec, seed uint64) (*region, error) {
+	r := &region{regionSpec: rs, w: w, p: w.pagers[i%len(w.pagers)], index: i, seed: seed + uint64(i)}
 	if r.maxSize == 0 {
 		r.maxSize = r.regionSpec.size
 	}
 	r.model = make([]byte, r.maxSize)
 	fixture.Fill(r.model[:r.regionSpec.size], 0, r.seed)
 	r.slots = make([]sync.RWMutex, (r.maxSize+slotSize-1)/slotSize)
-	r.writable = w.spec.writes && rs.kind != "reader" || rs.private
-	o := pager.RegionOptions{PageSize: rs.page, ReadOnly: !r.writable, Private: rs.private, MaxSize: rs.maxSize}
-	o.Evict, o.Prefetch = newPolicies(rs)
-	if rs.private {
-		o.SpillDir = dir
-	}
-	s, err := r.open(dir, i)
+	r.writable = !rs.readOnly && (w.spec.writes && rs.kind != "reader" || rs.private)
+	r.faults = slices.Contains(failing, rs.kind)
+	s, err := r.open()
 	if err != nil {
 		return nil, err
 	}
-	if r.Region, err = w.p.Map(s, o); err != nil {
+	if err := r.mapIt(s); err != nil {
 		return nil, err
 	}
 	if n := r.Len(); n != r.regionSpec.size {
@@ -159,20 +173,36 @@ func (w *world) newRegion(dir string, i int, rs regionSpec, seed uint64) (*regio
 	return r, nil
 }
 
-func (r *region) open(dir string, i int) (store.Store, error) {
+// mapIt maps s, anew if there was a region before.
+func (r *region) mapIt(s store.Store) (err error) {
+	o := pager.RegionOptions{PageSize: r.page, ReadOnly: !r.writable, Private: r.private, MaxSize: r.maxSize}
+	o.Evict, o.Prefetch = newPolicies(r.regionSpec)
+	if r.private {
+		o.SpillDir = r.w.dir
+	}
+	r.Region, err = r.p.Map(s, o)
+	return err
+}
+
+// openFile opens the file of a file store.
+func (r *region) openFile() (store.Store, error) {
+	o := store.FileOptions{ReadOnly: !r.writable || r.private}
+	if r.kind == "cached" {
+		o.Direct = store.DirectOff
+	}
+	return store.OpenFile(r.path, o)
+}
+
+func (r *region) open() (store.Store, error) {
 	size := r.regionSpec.size
 	switch r.kind {
 	case "file", "cached":
-		r.path = filepath.Join(dir, fmt.Sprintf("region-%d", i))
+		r.path = filepath.Join(r.w.dir, fmt.Sprintf("region-%d", r.index))
 		if err := os.WriteFile(r.path, r.model[:size], 0o600); err != nil {
 			return nil, err
 		}
-		o := store.FileOptions{ReadOnly: !r.writable || r.private}
-		if r.kind == "cached" {
-			o.Direct = store.DirectOff
-		}
-		return store.OpenFile(r.path, o)
-	case "memory", "slow":
+		return r.openFile()
+	case "memory", "slow", "faulty", "faulty raw":
 		s := store.NewMemory(size)
 		k, _ := s.Kernel()
 		copy(k.Mem, r.model[:size])
@@ -183,6 +213,10 @@ func (r *region) open(dir string, i int) (store.Store, error) {
 			r.slow = store.NewFaulty(s, store.FaultyOptions{
 				Seed: r.seed, Latency: 100 * time.Microsecond, Jitter: 400 * time.Microsecond, Reorder: 4, Check: true,
 			})
+			return r.slow, nil
+		}
+		if r.faults {
+			r.slow = store.NewFaulty(s, store.FaultyOptions{Seed: r.seed, Check: true, Kernel: r.kind == "faulty raw"})
 			return r.slow, nil
 		}
 		return s, nil
@@ -219,6 +253,9 @@ func (r *region) lock(write bool, rs ...pager.Range) func() {
 // with the store. Nothing else runs meanwhile.
 func (w *world) sweep() error {
 	for i, r := range w.regions {
+		if r.faults {
+			r.slow.Clear() // the device is well again
+		}
 		buf := make([]byte, 64<<10+1)
 		for off := int64(0); off < r.Len(); off += int64(len(buf)) {
 			b := buf[:min(int64(len(buf)), r.Len()-off)]
@@ -230,7 +267,11 @@ func (w *world) sweep() error {
 			}
 		}
 		if r.writable && !r.private {
-			if err := r.Sync(context.Background()); err != nil {
+			err := r.Sync(context.Background())
+			if r.excuses(err) { // of a write that failed before; it is told once
+				err = r.Sync(context.Background())
+			}
+			if err != nil {
 				return fmt.Errorf("region %d: Sync: %w", i, err)
 			}
 			if err := r.checkStore(0, r.Len()); err != nil {
@@ -238,7 +279,25 @@ func (w *world) sweep() error {
 			}
 		}
 	}
-	return errors.Join(w.checkBudget(), fixture.Quiet(w.p))
+	errs := []error{w.checkBudget()}
+	for _, p := range w.pagers {
+		errs = append(errs, fixture.Quiet(p))
+	}
+	return errors.Join(errs...)
+}
+
+// injected are the errors that the operation Inject lets stores end with; what
+// moves too few bytes ends with one of the last two.
+var injected = []error{syscall.EIO, syscall.ENOSPC, io.ErrUnexpectedEOF, io.ErrShortWrite}
+
+// excuses says whether err is what a failing store may have led to: its own
+// errors on its region, and elsewhere that dirty pages could not be written to
+// make room.
+func (r *region) excuses(err error) bool {
+	if r.faults && slices.ContainsFunc(injected, func(e error) bool { return errors.Is(err, e) }) {
+		return true
+	}
+	return r.w.faults && errors.Is(err, pager.ErrBudget)
 }
 
 // checkStore compares what the store holds, seen from outside, with the model.
@@ -270,18 +329,30 @@ func (r *region) checkStore(off, n int64) error {
 func (w *world) checkBudget() error {
 	w.budget.RLock()
 	defer w.budget.RUnlock()
-	s := w.p.Stats()
-	switch {
-	case s.Budget != w.now:
-		return fmt.Errorf("the budget is %d, not the %d that was set", s.Budget, w.now)
-	case s.Resident > s.Budget:
-		return fmt.Errorf("%d bytes resident in a budget of %d", s.Resident, s.Budget)
-	case s.PeakResident > w.spec.budget:
-		return fmt.Errorf("at most %d bytes were resident, and the budget was never above %d", s.PeakResident, w.spec.budget)
-	case s.ReadErrors != 0 || s.WriteErrors != 0:
-		return fmt.Errorf("%d read errors and %d write errors on healthy stores", s.ReadErrors, s.WriteErrors)
+	for i, p := range w.pagers {
+		s := p.Stats()
+		switch {
+		case i == 0 && s.Budget != w.now:
+			return fmt.Errorf("the budget is %d, not the %d that was set", s.Budget, w.now)
+		case s.Resident > s.Budget:
+			return fmt.Errorf("%d bytes resident in a budget of %d", s.Resident, s.Budget)
+		case s.PeakResident > w.spec.budget:
+			return fmt.Errorf("at most %d bytes were resident, and the budget was never above %d", s.PeakResident, w.spec.budget)
+		case !w.faults && (s.ReadErrors != 0 || s.WriteErrors != 0):
+			return fmt.Errorf("%d read errors and %d write errors on healthy stores", s.ReadErrors, s.WriteErrors)
+		}
 	}
 	return nil
+}
+
+// stats are those of all pagers, as text, and how much was read.
+func (w *world) stats() (text string, read int64) {
+	for i, p := range w.pagers {
+		s := p.Stats()
+		text += fmt.Sprintf("pager %d:\n%v", i, s)
+		read += s.ReadBytes
+	}
+	return text, read
 }
 
 // allowHold lets one actor at a time hold a pin while it does other things, if
@@ -323,8 +394,10 @@ func (w *world) close() error {
 			errs = append(errs, fmt.Errorf("region %d: the file after Close: %w", i, err))
 		}
 	}
-	if err := w.p.Close(); err != nil {
-		errs = append(errs, fmt.Errorf("Pager.Close: %w", err))
+	for _, p := range w.pagers {
+		if err := p.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("Pager.Close: %w", err))
+		}
 	}
 	return errors.Join(errs...)
 }

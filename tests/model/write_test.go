@@ -1,6 +1,7 @@
 package model
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -25,39 +26,85 @@ func (a *actor) fresh(n int64) []byte {
 	return b
 }
 
-// change changes raw memory and the model alike, in one of the ways Go code
-// writes. The slots are locked.
-func (a *actor) change(mem, model []byte) {
-	b := a.fresh(int64(len(model)))
+// change is one of the ways Go code writes: what model becomes, and how memory
+// is made the same. The slots are locked.
+func (a *actor) change(model []byte) (want []byte, write func(mem []byte)) {
+	b := bytes.Clone(a.fresh(int64(len(model))))
+	want = bytes.Clone(model)
 	switch a.intn(5, "change") {
 	case 0:
-		copy(mem, b)
-		copy(model, b)
+		copy(want, b)
+		return want, func(mem []byte) { copy(mem, b) }
 	case 1:
-		for i := range mem {
-			mem[i] = b[i]
+		copy(want, b)
+		return want, func(mem []byte) {
+			for i := range mem {
+				mem[i] = b[i]
+			}
 		}
-		copy(model, b)
 	case 2: // read, modify, write: what is lost is seen
-		for i := range model {
-			mem[i] += b[i]
-			model[i] += b[i]
+		for i := range want {
+			want[i] += b[i]
+		}
+		return want, func(mem []byte) {
+			for i := range mem {
+				mem[i] += b[i]
+			}
 		}
 	case 3:
-		clear(mem)
-		clear(model)
-	case 4: // one atomic addition now and then
-		for i := 0; i+8 <= len(model); i++ {
+		clear(want)
+		return want, func(mem []byte) { clear(mem) }
+	}
+	// One atomic addition now and then. Regions begin at page boundaries, so the
+	// model need not know the address.
+	const ones = 0x0101010101010101
+	return want, func(mem []byte) {
+		for i := 0; i+8 <= len(mem); i++ {
 			p := unsafe.Pointer(&mem[i])
 			if uintptr(p)%8 != 0 {
 				continue
 			}
-			const ones = 0x0101010101010101
 			atomic.AddUint64((*uint64)(p), ones)
-			binary.NativeEndian.PutUint64(model[i:], binary.NativeEndian.Uint64(model[i:])+ones)
+			binary.NativeEndian.PutUint64(want[i:], binary.NativeEndian.Uint64(want[i:])+ones)
 			i += 511
 		}
 	}
+}
+
+// settled takes the end of a change of [off, off+len(want)) into the model: if
+// err is what a failing store may lead to, every byte must be the old or the new
+// one, and which is found out.
+func (a *actor) settled(r *region, off int64, want []byte, err error) error {
+	return a.settle(r, off, want, err, r.excuses(err))
+}
+
+// settle is settled with the verdict on err given.
+func (a *actor) settle(r *region, off int64, want []byte, err error, excused bool) error {
+	model := r.model[off : off+int64(len(want))]
+	switch {
+	case err == nil:
+		copy(model, want)
+		return nil
+	case !excused:
+		return err
+	}
+	now := make([]byte, len(want))
+	for try := 0; ; try++ {
+		_, err := r.ReadAt(now, off)
+		if err == nil {
+			break
+		}
+		if !r.excuses(err) || try > 10000 {
+			return fmt.Errorf("what a failed change has left cannot be read: %w", err)
+		}
+	}
+	for i, b := range now {
+		if b != model[i] && b != want[i] {
+			return fmt.Errorf("a change that failed left %#x at %d, neither the old %#x nor the new %#x", b, off+int64(i), model[i], want[i])
+		}
+	}
+	copy(model, now)
+	return nil
 }
 
 func (a *actor) writeAt(r *region) error {
@@ -81,11 +128,15 @@ func (a *actor) writePages(r *region) error {
 func (a *actor) writeRange(r *region, off, n int64) error {
 	defer r.lock(true, pager.Range{Off: off, Len: n})()
 	b := a.fresh(n)
-	if got, err := r.WriteAt(b, off); err != nil || int64(got) != n {
-		return fmt.Errorf("WriteAt: %d, %w", got, err)
+	got, err := r.WriteAt(b, off)
+	if (err == nil) != (int64(got) == n) {
+		return fmt.Errorf("WriteAt: %d of %d bytes, %w", got, n, err)
 	}
-	copy(r.model[off:off+n], b)
-	return nil
+	if r.excuses(err) { // what it says is written is
+		copy(r.model[off:off+int64(got)], b)
+		b, off = bytes.Clone(b[got:]), off+int64(got)
+	}
+	return a.settled(r, off, b, err)
 }
 
 func (a *actor) store(r *region) error {
@@ -93,10 +144,12 @@ func (a *actor) store(r *region) error {
 	defer r.size.RUnlock()
 	off, n := a.place(r, 64<<10)
 	defer r.lock(true, pager.Range{Off: off, Len: n})()
-	return pager.Guard(func() error {
-		a.change(r.Bytes()[off:off+n], r.model[off:off+n])
+	want, write := a.change(r.model[off : off+n])
+	err := pager.Guard(func() error {
+		write(r.Bytes()[off : off+n])
 		return nil
 	})
+	return a.settled(r, off, want, err)
 }
 
 func (a *actor) update(r *region) error {
@@ -106,15 +159,19 @@ func (a *actor) update(r *region) error {
 	defer r.lock(true, pager.Range{Off: off, Len: n})()
 	own := errors.New("the closure's own")
 	ran := 0
+	want, write := a.change(r.model[off : off+n])
 	err := r.Update(context.Background(), func(mem []byte) error {
 		ran++
-		a.change(mem[off:off+n], r.model[off:off+n])
+		write(mem[off : off+n])
 		return own
 	})
-	if ran != 1 || !errors.Is(err, own) {
+	if ran != 1 || !errors.Is(err, own) && !r.excuses(err) {
 		return fmt.Errorf("Update ran %d times: %w", ran, err)
 	}
-	return nil
+	if errors.Is(err, own) {
+		err = nil
+	}
+	return a.settled(r, off, want, err)
 }
 
 func (a *actor) acquireWrite(r *region) error {
@@ -129,13 +186,15 @@ func (a *actor) acquireWrite(r *region) error {
 	defer r.lock(true, pager.Range{Off: off, Len: n})()
 	pin, err := r.AcquireWrite(ctx, off, n)
 	if err != nil {
-		if excused(err, early) {
+		if excused(err, early) || r.excuses(err) {
 			return nil
 		}
 		return err
 	}
 	defer pin.Release()
-	a.change(pin.Bytes(), r.model[off:off+n])
+	want, write := a.change(r.model[off : off+n])
+	write(pin.Bytes())
+	copy(r.model[off:off+n], want)
 	return a.pinned(r, pin, off, n)
 }
 
@@ -146,7 +205,9 @@ func (a *actor) durable(r *region, sync func(off, n int64) error) error {
 	defer r.size.RUnlock()
 	off, n := a.place(r, 64<<10)
 	defer r.lock(false, pager.Range{Off: off, Len: n})()
-	if err := sync(off, n); err != nil {
+	if err := sync(off, n); r.excuses(err) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if r.private {
@@ -192,11 +253,7 @@ func (a *actor) discard(r *region) error {
 	defer r.size.RUnlock()
 	off, n := a.place(r, 64<<10)
 	defer r.lock(true, pager.Range{Off: off, Len: n})()
-	if err := r.Discard(context.Background(), off, n); err != nil {
-		return err
-	}
-	clear(r.model[off : off+n])
-	return nil
+	return a.settled(r, off, make([]byte, n), r.Discard(context.Background(), off, n))
 }
 
 // resize sets another size; what comes anew is zeros. Nothing else works on
@@ -211,7 +268,11 @@ func (a *actor) resize(r *region) error {
 	size := 1 + int64(a.intn(int(r.maxSize), "size"))
 	a.note("Resize(%d) from %d", size, r.Len())
 	old := r.Bytes()
-	if err := r.Resize(context.Background(), size); err != nil {
+	before := r.Len()
+	err := r.Resize(context.Background(), size)
+	if r.excuses(err) {
+		size = before // nothing has happened
+	} else if err != nil {
 		return err
 	}
 	if r.Len() != size {
