@@ -22,10 +22,11 @@ type Pin struct {
 	off   int64
 	n     int64
 	write bool
+	in    passage
 }
 
 func newPin(r *Region, off, n int64, write bool) Pin {
-	return Pin{watchPin(r, off, n), r, off, n, write}
+	return Pin{watchPin(r, off, n), r, off, n, write, 0}
 }
 
 // Bytes is the pinned memory. It must not be used after Release.
@@ -44,6 +45,7 @@ func (p Pin) Release() {
 	}
 	p.check.end()
 	p.r.unpin(p.r.pageRange(p.off, p.n), p.write)
+	p.r.passed(p.in)
 }
 
 func (r *Region) pageRange(off, n int64) pageRange {

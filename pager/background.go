@@ -75,6 +75,9 @@ func (r *Region) background(now time.Time) {
 	age := o.Age
 	if age == 0 {
 		age = defaultAge
+		if r.atomic != nil {
+			age = -1 // what is stored to again before the commit would be written twice
+		}
 	}
 	if o.Policy == nil && !o.NoSteal && len(b.sweep) == 0 {
 		share := o.DirtyShare

@@ -16,6 +16,7 @@ import (
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/pager/journal"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
 
@@ -52,10 +53,11 @@ var mapped sync.Map
 
 // checkWrite settles whether the region is writable.
 func checkWrite(s store.Store, o *RegionOptions) error {
-	if o.Durability == Atomic && !o.ReadOnly {
-		return unsupported("atomic regions are not available in this version")
-	}
 	switch {
+	case o.Durability == Atomic && o.Private:
+		return fmt.Errorf("pager: Map %s: a region cannot be both Private and Atomic", s)
+	case o.Durability == Atomic && o.Writeback.BeforeWrite != nil:
+		return fmt.Errorf("pager: Map %s: BeforeWrite is for a log of one's own, an Atomic region has its own", s)
 	case o.Private:
 		if o.ReadOnly {
 			return fmt.Errorf("pager: Map %s: a region cannot be both Private and ReadOnly", s)
@@ -66,21 +68,30 @@ func checkWrite(s store.Store, o *RegionOptions) error {
 	case !s.Writable():
 		o.ReadOnly = true
 	}
+	if o.Durability == Atomic && !o.ReadOnly && sp.fd >= 0 && !sp.wp {
+		return unsupported("atomic regions need write-protect faults")
+	}
 	return nil
 }
 
-// openWrite makes the region's store its own, and its spill file.
-func (r *Region) openWrite(reach int64) error {
+// openWrite makes the region's store its own, and opens its side store.
+func (r *Region) openWrite(reach int64, j *journal.Journal, remove string) error {
 	if reflect.TypeOf(r.store).Comparable() {
 		if _, taken := mapped.LoadOrStore(r.store, r); taken {
 			return fmt.Errorf("%w: store %s is mapped already", ErrBusy, r.name)
 		}
 		r.write.owner = true
 	}
-	if r.opt.Private {
-		if err := r.openSpill(reach); err != nil {
-			return errors.Join(err, r.closeWrite())
-		}
+	var err error
+	r.journal = j
+	switch {
+	case r.opt.Private:
+		err = r.openSpill(reach)
+	case j != nil:
+		err = r.openSide(j, remove)
+	}
+	if err != nil {
+		return errors.Join(err, r.closeWrite())
 	}
 	return nil
 }
@@ -110,7 +121,17 @@ func (r *Region) AcquireWrite(ctx context.Context, off, n int64) (Pin, error) {
 	if err := r.writableErr(); err != nil {
 		return Pin{}, err
 	}
-	return r.acquire(ctx, off, n, true)
+	in, err := r.pass(ctx)
+	if err != nil {
+		return Pin{}, err
+	}
+	pin, err := r.acquire(ctx, off, n, true)
+	if err != nil || pin.n == 0 {
+		r.passed(in)
+		return pin, err
+	}
+	pin.in = in
+	return pin, nil
 }
 
 // makeWritable turns pins into write pins. Pinned pages have their credits, so
@@ -126,9 +147,10 @@ func (r *Region) makeWritable(pr pageRange) {
 				relaxGo(turn)
 				continue
 			}
-			if unlockPage(r.d, pw, w, page, 0) {
+			if unlockPage(r.d, pw, w, page, 0, false) {
 				break
 			}
+			relaxGo(turn) // a commit may be taking its cut
 		}
 	}
 }
@@ -212,7 +234,7 @@ func (r *Region) tryDirty(page uint64) (ok bool, err error) {
 			relaxGo(turn)
 			continue
 		}
-		if unlockPage(d, pw, w, page, 0) {
+		if unlockPage(d, pw, w, page, 0, false) {
 			return true, nil
 		}
 		if bare.Load64(pw) != w {
@@ -237,6 +259,11 @@ func (r *Region) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, r.checkRange("write", off, 0)
 	}
+	in, err := r.pass(context.Background())
+	if err != nil {
+		return 0, err
+	}
+	defer r.passed(in)
 	if !r.enter() {
 		return 0, ErrClosed
 	}
@@ -337,7 +364,7 @@ func (r *Region) zeroPast(page uint64, lo, hi int64) error {
 }
 
 func (r *Region) writePinned(b []byte, off int64) error {
-	pin, err := r.AcquireWrite(context.Background(), off, int64(len(b)))
+	pin, err := r.acquire(context.Background(), off, int64(len(b)), true)
 	if err != nil {
 		return err
 	}
@@ -461,11 +488,17 @@ func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (
 // Update runs fn over the region's memory, which fn may change, exactly once;
 // faults, errors and Close are as for View. It is a bracket, not a
 // transaction: nothing keeps others from seeing changes half done, and an
-// error does not take them back.
+// error does not take them back. A Commit of an Atomic region has all of its
+// stores or none.
 func (r *Region) Update(ctx context.Context, fn func(mem []byte) error) error {
 	if err := r.writableErr(); err != nil {
 		return err
 	}
+	in, err := r.pass(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.passed(in)
 	return r.bracket(ctx, fn, true)
 }
 
@@ -503,7 +536,7 @@ func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool, begun
 		// One store may need two pages dirty at once, and cleaning one for the
 		// other would go on for ever: two pages beyond the limit are for that.
 		pw, w := r.d.look(page)
-		ok = pw != nil && (w&stateMask == stResident || w&stateMask == stWriting) && unlockPage(r.d, pw, w, page, -2*r.fpp)
+		ok = pw != nil && (w&stateMask == stResident || w&stateMask == stWriting) && unlockPage(r.d, pw, w, page, -2*r.fpp, false)
 	}
 	if ok || err == errAbsent {
 		r.leave()

@@ -3,6 +3,8 @@ package pager
 import (
 	"errors"
 	"fmt"
+
+	"github.com/uffdpager/uffdpager/pager/journal"
 )
 
 // Errors of this package. Wrapped errors keep the unix.Errno, so that
@@ -20,6 +22,10 @@ var (
 	// ErrCannotPark: raw memory of a region that only Go code can fill was
 	// touched by code that cannot be parked. See Region.Raw.
 	ErrCannotPark = errors.New("pager: page needs Go code to be filled, and the code that touched it cannot be parked")
+	// ErrJournal: a journal with commits in it that may not be used so: it
+	// belongs to another store, has another page size, is damaged, or would be
+	// passed over.
+	ErrJournal = journal.ErrRefused
 	// ErrNotSupported (Is errors.ErrUnsupported): this machine, process or
 	// region cannot do it.
 	ErrNotSupported error = &unsupportedError{"pager: not supported here"}

@@ -93,13 +93,14 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 		}
 		switch w & stateMask {
 		case stResident, stWriting:
-			if unlockPage(d, pw, w, page, 0) {
+			if unlockPage(d, pw, w, page, 0, false) {
 				return coro.Retry
 			}
-			if bare.Load64(pw) != w {
+			if bare.Load64(pw) != w && bare.Load32(&d.cut) == 0 {
 				continue
 			}
-			// No credit: something must be written first.
+			// No credit: something must be written first. Or a commit is taking
+			// its cut.
 			return waitVerdict(f, flags)
 		default:
 			relax(64)
@@ -111,7 +112,7 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 // unlockPage makes a clean page writable and Dirty, or a page that is being
 // written writable again. w is what its word was. false: the word has changed,
 // or there is no credit for one more dirty page: floor credits must be left (0,
-// or less for the fault server).
+// or less for the fault server). Or, without force, a commit is taking its cut.
 //
 // The order matters twice: the dirty bit is set before the page can be written
 // to, so that a Sync that begins after a store cannot overlook it; and the
@@ -121,7 +122,7 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func unlockPage(d *desc, pw *word, w word, page uint64, floor int64) bool {
+func unlockPage(d *desc, pw *word, w word, page uint64, floor int64, force bool) bool {
 	if w&stateMask == stWriting && w&flagRedirtied != 0 {
 		return true
 	}
@@ -129,30 +130,50 @@ func unlockPage(d *desc, pw *word, w word, page uint64, floor int64) bool {
 	if bring && !d.words.takeCredits(d.framesPerPage(), floor) {
 		return false
 	}
-	if unlock(d, pw, w, page) {
+	switch unlock(d, pw, w, page, force) {
+	case unlockDone:
 		return true
-	}
-	if bring {
-		add64(&d.words.credits, d.framesPerPage())
+	case unlockChanged:
+		if bring {
+			add64(&d.words.credits, d.framesPerPage())
+		}
 	}
 	return false
 }
 
-// unlock is the transition itself, from Resident or Writing.
+const (
+	unlockDone    = iota
+	unlockChanged // the word has
+	unlockHeld    // a commit is taking its cut
+)
+
+// unlock is the transition itself, from Resident or Writing. While a commit
+// takes its cut it does nothing without force: whoever takes the cut sets the
+// flag and then looks for dirty bits, we do it the other way round.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func unlock(d *desc, pw *word, w word, page uint64) bool {
+func unlock(d *desc, pw *word, w word, page uint64, force bool) int {
 	fresh := w&stateMask == stResident
 	n := w&^stateMask | stUnlocking
 	if !fresh {
 		n |= flagHeld
 	}
 	if !bare.Cas64(pw, w, n) {
-		return false
+		return unlockChanged
 	}
 	d.markDirty(page)
+	if bare.Load32(&d.cut) != 0 && !force {
+		d.clearDirty(page)
+		if !fresh {
+			setState(pw, stUnlocking, stWriting, flagHeld, 0)
+		} else if old, _ := setState(pw, stUnlocking, stResident, 0, 0); old&pinMask == 0 {
+			// It had a credit while it was Unlocking, and keeps it only for pins.
+			add64(&d.words.credits, d.framesPerPage())
+		}
+		return unlockHeld
+	}
 	protectRange(d.addr(page), d.pageSize(), false)
 	if fresh {
 		d.countDirty()
@@ -160,7 +181,7 @@ func unlock(d *desc, pw *word, w word, page uint64) bool {
 	} else {
 		setState(pw, stUnlocking, stWriting, flagHeld, flagRedirtied)
 	}
-	return true
+	return unlockDone
 }
 
 // markDirty sets the page's bit in its leaf.

@@ -59,6 +59,9 @@ func (p *Pager) housekeep() {
 		if p.waiting.Load() != 0 {
 			p.breakStall()
 		}
+		if bare.Xchg32(&p.w.wantSlots, 0) != 0 {
+			p.pokeJournals()
+		}
 		p.expireHolds()
 		p.flushTick()
 		setPatience()

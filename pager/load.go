@@ -247,6 +247,10 @@ func loadDone(op *aio.Op) {
 // finish ends a load: its pages become resident, or their waiters get err.
 func (p *Pager) finish(l *load, err error) {
 	r := l.r
+	if l.from == fromSide && r.moved(l) {
+		p.readAnew(l)
+		return
+	}
 	if err != nil && len(l.gens) > 1 {
 		p.readSingly(l, err)
 		return
@@ -306,8 +310,8 @@ func (p *Pager) readSingly(l *load, err error) {
 		if pw != nil && w&stateMask == stLoading && uint32(w>>32) == gen && w&(flagWaited|pinMask) != 0 && !errors.Is(err, ErrClosed) {
 			s := loadPool.Get().(*load)
 			r.active.Add(1)
-			s.r, s.first, s.kind, s.from, s.begun, s.stored = r, page, demand, l.from, l.begun, l.stored
-			s.at = l.at + int64(i<<r.shift)
+			s.r, s.first, s.kind, s.begun, s.stored = r, page, demand, l.begun, l.stored
+			s.from, s.at = r.sourceOf(page)
 			s.gen0[0] = gen
 			s.gens = s.gen0[:1]
 			b.loads = append(b.loads, s)
@@ -317,6 +321,27 @@ func (p *Pager) readSingly(l *load, err error) {
 	}
 	if l.kind == ahead {
 		p.aheadPages.Add(-int64(len(l.gens)) * r.fpp)
+	}
+	p.landed(l)
+	for _, s := range b.loads {
+		p.launch(s, b)
+	}
+	p.flushBatch(b)
+	b.free()
+}
+
+// readAnew reads the pages of a load again, one by one, from where they are now.
+func (p *Pager) readAnew(l *load) {
+	b := newBatch()
+	for i, gen := range l.gens {
+		s := loadPool.Get().(*load)
+		l.r.active.Add(1)
+		s.r, s.first, s.kind, s.begun = l.r, l.first+uint64(i), l.kind, l.begun
+		s.from, s.at = l.r.sourceOf(s.first)
+		s.stored = bare.Load64(&l.r.d.stored)
+		s.gen0[0] = gen
+		s.gens = s.gen0[:1]
+		b.loads = append(b.loads, s)
 	}
 	p.landed(l)
 	for _, s := range b.loads {

@@ -9,6 +9,7 @@ import (
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/pager/store"
 	"github.com/uffdpager/uffdpager/pager/writeback"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
@@ -110,6 +111,9 @@ type RegionOptions struct {
 	// Durability: InPlace or Atomic.
 	Durability Durability
 
+	// Journal says where the journal of an Atomic region is.
+	Journal JournalOptions
+
 	// Prefetch decides what to read early. nil: prefetch.Readahead with its
 	// defaults. A policy belongs to one region.
 	Prefetch prefetch.Policy
@@ -151,6 +155,40 @@ type Retry struct {
 	// ETIMEDOUT, ENOLINK. For a device that goes away and comes back, say, EIO,
 	// ENXIO and ENODEV may belong here.
 	Errnos []syscall.Errno
+}
+
+// JournalOptions say where the journal of an Atomic region is and how large it
+// may be. The zero value puts it beside the file.
+type JournalOptions struct {
+	// Path of the journal's file, which is made if it does not exist. "": the
+	// path of the region's file with ".journal" behind it; then Close removes
+	// it when it is empty.
+	Path string
+
+	// Store, if not nil, is the journal instead of a file. Map owns it, as it
+	// owns the region's store.
+	Store store.Store
+
+	// Limit is the most bytes that the journal may take. It bounds what can be
+	// uncommitted, and how long recovery takes. 0: a quarter of the region's
+	// size, from 16 MiB to 1 GiB.
+	Limit int64
+
+	// Interval is how long a commit may stay in the journal before it is
+	// brought to the store. 0: 30 s; negative: for ever.
+	Interval time.Duration
+
+	// ID is a name for the region's store, of at most 128 bytes, by which the
+	// journal knows it. "": its inode and the like.
+	ID string
+
+	// Adopt takes a journal that knows another store by its commits: of a
+	// copied file, say, whose journal was copied with it.
+	Adopt bool
+
+	// Salvage takes of a damaged journal what can be read. Commits that were
+	// acknowledged are lost then.
+	Salvage bool
 }
 
 // Writeback says when dirty pages are written without being asked. The zero

@@ -78,6 +78,7 @@ type counters struct {
 	writes, writtenBytes, writebacks, flushes, writeErrors atomic.Int64
 	retries                                                atomic.Int64
 	evictions, evictBatches                                atomic.Int64
+	commits, journalBytes, checkpoints                     atomic.Int64
 	aheadIssued, aheadUsed, aheadUnused, aheadLate         atomic.Int64
 	missLatency, readLatency, syncLatency                  histogram
 }
@@ -243,6 +244,9 @@ func (p *Pager) Stats() Stats {
 		Flushes:      c.flushes.Load(),
 		WriteErrors:  c.writeErrors.Load(),
 		Retries:      c.retries.Load(),
+		Commits:      c.commits.Load(),
+		JournalBytes: c.journalBytes.Load(),
+		Checkpoints:  c.checkpoints.Load(),
 		Evictions:    c.evictions.Load() + load64((*int64)(unsafe.Pointer(&p.w.stolen))),
 		EvictBatches: c.evictBatches.Load(),
 		Stolen:       load64((*int64)(unsafe.Pointer(&p.w.stolen))),

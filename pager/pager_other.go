@@ -23,6 +23,7 @@ func New(Options) (*Pager, error)                                  { return nil,
 func (*Pager) Map(s store.Store, _ RegionOptions) (*Region, error) { return nil, closeStore(s) }
 func (*Pager) SetBudget(int64) error                               { return ErrNotSupported }
 func (*Pager) Stats() Stats                                        { return Stats{} }
+func (*Pager) Commit(context.Context, ...*Region) error            { return ErrNotSupported }
 func (*Pager) Close() error                                        { return ErrNotSupported }
 func (*Pager) Engine() string                                      { return "none" }
 func (*Region) Len() int64                                         { return 0 }

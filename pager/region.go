@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -14,6 +15,7 @@ import (
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/pager/journal"
 	"github.com/uffdpager/uffdpager/pager/store"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
@@ -53,6 +55,8 @@ type Region struct {
 	ahead    regionAhead
 	views    viewCounter
 	write    writeState
+	atomic   *atomicState     // nil: not Atomic, or read-only
+	journal  *journal.Journal // of an Atomic region, or one that is read through it
 }
 
 var errRange = errors.New("out of range")
@@ -170,7 +174,6 @@ func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
 }
 
 func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
-	size := s.Size()
 	ps := o.PageSize
 	if ps == 0 {
 		ps = FrameSize
@@ -180,6 +183,26 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	}
 	if bs := s.BlockSize(); bs > ps {
 		return nil, fmt.Errorf("pager: Map %s: pages of %d bytes are smaller than the store's blocks of %d", s, ps, bs)
+	}
+	if err := checkWrite(s, &o); err != nil {
+		return nil, err
+	}
+	j, remove, err := p.openJournal(s, &o, ps)
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.mapRegion(s, o, ps, j, remove)
+	if err != nil && j != nil {
+		err = errors.Join(err, j.Close(context.Background()))
+	}
+	return r, err
+}
+
+// mapRegion makes the region, when its store is as it was left.
+func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Journal, remove string) (*Region, error) {
+	size := s.Size()
+	if j != nil && o.ReadOnly {
+		size = j.Overlay().Length
 	}
 	if o.MaxSize < 0 || o.MinResident < 0 || o.MaxResident < 0 || o.SpillLimit < 0 {
 		return nil, fmt.Errorf("pager: Map %s: negative size in options", s)
@@ -195,9 +218,6 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	}
 	if size == 0 && o.MaxSize == 0 {
 		return nil, fmt.Errorf("pager: Map %s: the store is empty, and MaxSize does not let it grow", s)
-	}
-	if err := checkWrite(s, &o); err != nil {
-		return nil, err
 	}
 	shift := uint32(0)
 	for 1<<shift < ps {
@@ -224,11 +244,11 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	r.base, r.dir = bare.Ptr(d.base), d.dir
 	r.mapSize = size
 	d.pages = (uint64(reach) + 1<<shift - 1) >> shift
-	if err := r.openWrite(reach); err != nil {
+	d.length, d.stored = uint64(size), uint64(s.Size())
+	if err := r.openWrite(reach, j, remove); err != nil {
 		sp.release(r)
 		return nil, err
 	}
-	d.length, d.stored = uint64(size), uint64(size)
 	d.words = p.w
 	d.setRetry(o.Retry)
 	d.minResident = o.MinResident >> frameShift
@@ -255,6 +275,9 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	if p.closed.Load() {
 		p.mu.Unlock()
 		p.forget(r)
+		if r.atomic != nil {
+			r.atomic.stopAtomic()
+		}
 		sp.release(r)
 		return nil, errors.Join(ErrClosed, r.closeWrite())
 	}
@@ -302,6 +325,18 @@ func (r *Region) setFlags(o RegionOptions) error {
 	} else {
 		d.mem = unsafe.Pointer(unsafe.SliceData(k.Mem))
 	}
+	if r.journal != nil {
+		k, ok := r.write.side.Kernel()
+		if !ok {
+			return fmt.Errorf("%w: journal %s has no kernel form", ErrCannotPark, r.write.side)
+		}
+		if k.FD >= 0 {
+			d.sideFD = int32(k.FD)
+			d.sideOff += uint64(k.Off)
+		} else {
+			d.sideMem = unsafe.Pointer(unsafe.SliceData(k.Mem))
+		}
+	}
 	d.flags |= descRaw
 	// BeforeWrite is Go code on the way out only: without a P pages can still
 	// be read, but not written.
@@ -335,8 +370,15 @@ func (r *Region) close() error {
 	r.closing.Store(true)
 	// Who waits for a page that cannot be read (OnReadError Wait) is told now.
 	atomic.AndUint32(&d.flags, ^uint32(descWaitError))
+	if a := r.atomic; a != nil {
+		a.gate.end()
+		a.wakeUp()
+	}
 	// No view may still run: it may fault, and its faults must be served.
 	r.views.wait()
+	if r.atomic != nil {
+		r.atomic.stopAtomic()
+	}
 	r.draining.Store(true)
 	p.dropJobs(r)
 	p.emptyLine(r, ErrClosed)
@@ -364,7 +406,7 @@ func (r *Region) close() error {
 	p.evictMu.Lock() // an eviction may still be giving spans back
 	p.evictMu.Unlock()
 	p.forget(r)
-	err := errors.Join(syncErr, r.closeWrite(), r.store.Close())
+	err := errors.Join(syncErr, r.closeJournal(), r.closeWrite(), r.store.Close())
 	r.lastLen = r.Len()
 	r.released.Store(true)
 	sp.release(r)

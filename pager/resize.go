@@ -17,7 +17,7 @@ import (
 // stay valid for what they cover; touches past the new end fault. New bytes
 // read as zeros and cost no I/O until written. Pages past a smaller end are
 // dropped, written or not; it waits for pins on them (and for ctx). A read-only
-// region cannot be resized.
+// region cannot be resized. That of an Atomic region is part of the next Commit.
 func (r *Region) Resize(ctx context.Context, size int64) error {
 	if err := r.writableErr(); err != nil {
 		return err
@@ -25,6 +25,11 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 	if limit := max(r.opt.MaxSize, r.mapSize); size < 0 || size > limit {
 		return fmt.Errorf("pager: Resize to %d: %w: MaxSize is %d", size, errRange, limit)
 	}
+	in, err := r.pass(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.passed(in)
 	if !r.enter() {
 		return ErrClosed
 	}
@@ -32,8 +37,14 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 	r.write.resizing.Lock()
 	defer r.write.resizing.Unlock()
 	old := r.Len()
+	inPlace := !r.opt.Private && r.atomic == nil // the store is cut at once
+	if a := r.atomic; a != nil && size != old {
+		if err := a.resizable(size); err != nil {
+			return err
+		}
+	}
 	if size >= old {
-		if !r.opt.Private {
+		if inPlace {
 			// No write of the page that contains the old end may be under way:
 			// the store cuts it there.
 			if err := r.quietPage(ctx, uint64(old)>>r.shift); err != nil {
@@ -68,6 +79,10 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 	if err := r.dropPages(context.Background(), pageRange{first, n}); err != nil {
 		return err
 	}
+	if r.atomic != nil {
+		r.atomic.cutOff(size, first)
+		return nil
+	}
 	if err := r.quietPage(context.Background(), uint64(size)>>r.shift); err != nil {
 		return err
 	}
@@ -76,7 +91,7 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 		bare.Store64(&r.d.stored, uint64(size))
 	}
 	r.unplace(first, n)
-	if !r.opt.Private {
+	if inPlace {
 		if err := r.store.Truncate(size); err != nil {
 			return r.fault("resize", uint64(size)>>r.shift, err)
 		}
@@ -232,7 +247,8 @@ func dropDirty(d *desc, page uint64) bool {
 // Discard makes [off, off+n) read as zeros and gives its space in the store
 // back: it punches a hole into a file and zeroes out a device. It waits for
 // I/O and for pins on whole pages of the range (and for ctx). What was written
-// to the range before and not synced is gone.
+// to the range before and not synced is gone. In a Private or Atomic region the
+// range becomes pages of zeros, and the store keeps its space.
 func (r *Region) Discard(ctx context.Context, off, n int64) error {
 	if err := r.writableErr(); err != nil {
 		return err
@@ -243,6 +259,11 @@ func (r *Region) Discard(ctx context.Context, off, n int64) error {
 	if n == 0 {
 		return nil
 	}
+	in, err := r.pass(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.passed(in)
 	if !r.enter() {
 		return ErrClosed
 	}
@@ -280,7 +301,7 @@ func (r *Region) zero(ctx context.Context, off, n int64) error {
 	if n <= 0 {
 		return nil
 	}
-	pin, err := r.AcquireWrite(ctx, off, n)
+	pin, err := r.acquire(ctx, off, n, true)
 	if err != nil {
 		return err
 	}
@@ -296,7 +317,7 @@ func (r *Region) discardPages(ctx context.Context, pr pageRange) (err error) {
 	ps := int64(1) << r.shift
 	off, n := int64(pr.first<<r.shift), int64(pr.n<<r.shift)
 	n = min(n, r.Len()-off)
-	if r.opt.Private {
+	if r.opt.Private || r.atomic != nil {
 		// Holes of one's own are pages of zeros.
 		for at := off; at < off+n; at += ps {
 			if err := r.zero(ctx, at, min(ps, off+n-at)); err != nil {

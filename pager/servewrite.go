@@ -29,15 +29,21 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 			relax(turn)
 			return 0
 		}
-		if unlockPage(d, pw, w, page, 0) {
+		if unlockPage(d, pw, w, page, 0, false) {
 			return 0
+		}
+		if bare.Load32(&d.cut) != 0 && !impatient(turn) {
+			// A commit is taking its cut, which takes a P: as long as there is
+			// one that can run, the store waits for it and is not in the cut.
+			bare.FutexWait(&napWord, 0, patienceNap)
+			continue
 		}
 		if bare.Load64(pw) != w {
 			continue
 		}
 		// With the slack there are always a few pages that are Dirty and not
 		// being written: those that came by it.
-		if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack)) {
+		if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack), true) {
 			return 0
 		}
 		if e := cleanVia(d.words, turn); e != 0 {
@@ -51,7 +57,7 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 				}
 				return failed
 			}
-			if turn > lastResort && unlockPage(d, pw, w, page, -load64(&d.words.creditLast)) {
+			if turn > lastResort && unlockPage(d, pw, w, page, -load64(&d.words.creditLast), true) {
 				return 0
 			}
 			if turn > 2 {
@@ -77,6 +83,7 @@ var (
 	cleanPageVia = cleanPage
 	copyOutVia   = copyOut
 	storeVia     = storePage
+	takeSlotVia  = takeSlot
 	endWriteVia  = endWrite
 )
 
@@ -104,7 +111,7 @@ func cleanOne(words *pagerWords, attempt int) (errno uintptr) {
 		if d == nil {
 			continue
 		}
-		if bare.Load32(&d.flags)&descServeDirty != 0 {
+		if bare.Load32(&d.flags)&descServeDirty != 0 && (bare.Load32(&d.cut) == 0 || impatient(attempt)) {
 			first := bare.Load64(&m.group) << leafShift
 			for k := uint64(0); k < leafPages; k++ {
 				if bits>>k&1 == 0 || words.servedLately(di, first+k, keep) {
@@ -136,19 +143,41 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 		return errnoNothing
 	}
 	pw, w := d.look(page)
-	off := page << d.shift
-	if pw == nil || w&stateMask != stDirty || w&flagWritePin != 0 || off+uint64(d.pageSize()) > bare.Load64(&d.length) || !d.placeRoom(page) {
+	end := (page + 1) << d.shift
+	if pw == nil || w&stateMask != stDirty || w&flagWritePin != 0 {
 		return errnoNothing
+	}
+	slots := d.slotTab != nil
+	if !slots && (end > bare.Load64(&d.length) || !d.placeRoom(page)) {
+		return errnoNothing // the store cuts the last page, which takes Go code
+	}
+	slot, was, v := uint32(0), uint64(0), uint32(1)
+	if slots {
+		var res slotResult
+		if slot, was, res = takeSlotVia(d, page, slotFilling, 0); res != slotTaken {
+			bare.Store32(&d.words.wantSlots, 1)
+			d.words.wake()
+			return errnoNothing
+		}
+		v = slot + 1
 	}
 	i, mem := takeServerBuffer()
 	if copyOutVia(d, page, 1, mem) == 0 {
 		giveServerBuffer(i)
+		if slots {
+			untakeSlot(d, slot, was)
+		}
 		return errnoNothing
 	}
-	errno = storeVia(d, page, mem)
+	errno = storeVia(d, page, v, mem)
 	giveServerBuffer(i)
-	if errno == 0 {
-		d.written(page, off+uint64(d.pageSize()))
+	switch {
+	case slots && errno == 0:
+		fillSlot(d, page, slot, slotRaw)
+	case slots:
+		spoilSlot(d, page, slot)
+	case errno == 0:
+		d.written(page, end)
 	}
 	if _, free := endWriteVia(d, page, errno == 0); free {
 		add64(&d.words.credits, d.framesPerPage())

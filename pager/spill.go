@@ -53,14 +53,15 @@ func (r *Region) openSpill(reach int64) error {
 	return d.openSideMap(uint64(size) >> r.shift)
 }
 
-// closeSide gives the side store and its map back.
+// closeSide gives the side store and its tables back. A journal closes its own.
 func (r *Region) closeSide(pages uint64) error {
 	var errs []error
 	if m := r.d.sideMap; m != nil {
 		errs = append(errs, unix.MunmapPtr(m, sideMapBytes(pages)))
 		r.d.sideMap = nil
 	}
-	if s := r.write.side; s != nil {
+	errs = append(errs, r.d.closeSlots())
+	if s := r.write.side; s != nil && r.journal == nil {
 		errs = append(errs, s.Close())
 	}
 	return errors.Join(errs...)

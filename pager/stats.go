@@ -39,6 +39,11 @@ type Stats struct {
 
 	Retries int64 // reads and writes repeated, see RegionOptions.Retry
 
+	// Atomic regions.
+	Commits      int64 // records written and flushed: callers that share one count once
+	JournalBytes int64 // page images written to journals; part of WrittenBytes
+	Checkpoints  int64
+
 	// Leaving.
 	Evictions    int64 // pages that left to make room
 	EvictBatches int64 // system calls that took
@@ -88,6 +93,9 @@ func (s Stats) String() string {
 	row("flushes", s.Flushes, "")
 	row("write errors", s.WriteErrors, "")
 	row("retries", s.Retries, "I/Os")
+	row("commits", s.Commits, "")
+	row("journal", s.JournalBytes, "bytes")
+	row("checkpoints", s.Checkpoints, "")
 	row("evictions", s.Evictions, "pages")
 	row("evict batches", s.EvictBatches, "")
 	row("stolen", s.Stolen, "pages")

@@ -5,7 +5,6 @@ package pager
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +37,7 @@ type SyncOp struct {
 	todo    []dirtyPage  // to be started; guarded by mu
 	mu      sync.Mutex
 	err     error
+	gone    atomic.Bool         // a commit that nobody waits for any more
 	again   map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
 	flushO  aio.Op
 	track   tracked
@@ -46,13 +46,20 @@ type SyncOp struct {
 // SyncEventfd is SyncRange that does not wait: efd, an eventfd of the caller
 // (duplicated inside; -1: none), is signalled once, when everything written to
 // [off, off+n) before the call is durable, or that has failed. It takes no
-// goroutine and no thread while it is under way.
+// goroutine and no thread while it is under way. For Atomic regions it is a
+// Commit, and [off, off+n) must be all of the region: ErrNotSupported.
 func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 	if r.closing.Load() {
 		return nil, ErrClosed
 	}
 	if err := r.checkRange("sync", off, n); err != nil {
 		return nil, err
+	}
+	if r.atomic != nil {
+		if off != 0 || n != r.Len() {
+			return nil, unsupported("an Atomic region is made durable as a whole")
+		}
+		return r.commitOp(efd)
 	}
 	s := &SyncOp{r: r, done: make(chan struct{}), begun: time.Now()}
 	if efd != -1 {
@@ -76,12 +83,15 @@ func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 
 // Sync makes all that was written before the call durable. It waits; ctx ends
 // the wait, not the writing. Read-only and private regions have nothing to
-// make durable.
+// make durable. For Atomic regions it is Commit.
 //
 // Errors: *FaultError of a write that failed since the last Sync (the page
 // stays dirty and is tried again); a failed flush, which every later Sync
 // returns as well until the region is mapped anew; ctx.Err; ErrClosed.
 func (r *Region) Sync(ctx context.Context) error {
+	if r.atomic != nil {
+		return r.Commit(ctx)
+	}
 	return r.SyncRange(ctx, 0, r.Len())
 }
 
@@ -92,11 +102,6 @@ func (r *Region) SyncRange(ctx context.Context, off, n int64) error {
 		return err
 	}
 	return s.Wait(ctx)
-}
-
-// Commit makes the changes of an Atomic region durable, all or none.
-func (r *Region) Commit(ctx context.Context) error {
-	return fmt.Errorf("pager: Commit of a region that is not Atomic: %w", ErrNotSupported)
 }
 
 // Done is closed when the op has ended.
@@ -394,6 +399,9 @@ func (s *SyncOp) finish() {
 
 // syncForClose syncs a writable region as Close promises.
 func (r *Region) syncForClose() error {
+	if r.atomic != nil {
+		return nil // what is not committed is dropped
+	}
 	if r.opt.ReadOnly || r.opt.Private || load64(&r.d.dirty) == 0 && r.write.inflight.Load() == 0 && !r.write.unflushed.Load() {
 		r.write.mu.Lock()
 		defer r.write.mu.Unlock()

@@ -95,7 +95,19 @@ type desc struct {
 	sideUsed int64          // Private: places taken
 	sideMax  int64          // Private: places there may be
 	sideFD   int32
-	_        [4]byte
+	cut      uint32 // a commit is taking its cut: no page becomes writable
+
+	// Atomic regions: the slots of the journal; see slots.go.
+	slotTab       unsafe.Pointer // *[slotMost]uint64, nil: not Atomic
+	slotSum       unsafe.Pointer // *[slotMost]uint32
+	slotMost      uint32         // how many there can be
+	slotCount     uint32         // how many there are
+	slotHint      uint32         // where to look for a free one
+	slotReserve   uint32         // free ones that only the fault server and commits take
+	slotsFree     int64
+	slotsFilling  int64
+	slotsLoose    int64 // Loose and Filling
+	slotsMayLoose int64 // as many at most by eviction
 
 	holdFirst, holdEnd uint64 // pages that must not be written now: see Discard
 }

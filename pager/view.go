@@ -248,8 +248,11 @@ func touchWrite(addr uintptr, n int) error {
 	if r == nil {
 		return ErrClosed
 	}
+	if err := r.writableErr(); err != nil {
+		return err
+	}
 	off := int64(addr - r.d.base)
-	pin, err := r.AcquireWrite(context.Background(), off, min(int64(n), 1<<r.shift-off&(1<<r.shift-1), r.Len()-off))
+	pin, err := r.acquire(context.Background(), off, min(int64(n), 1<<r.shift-off&(1<<r.shift-1), r.Len()-off), true)
 	if err != nil {
 		return err
 	}

@@ -19,10 +19,13 @@ import (
 // ways in and out ask here: loads, the fault server, writeback.
 //
 // A Private region's side store is its spill file, where a page's place is its
-// own offset. (Its map only says yes or no.)
+// own offset. (Its map only says yes or no.) An Atomic region's is its journal,
+// where a place is a slot: see slots.go.
 //
 // A page is given a place only while it is being written (Writing, one write at
-// a time). So while a page is Loading its word does not change from 0.
+// a time). So while a page is Loading its word changes only to 0, when a
+// checkpoint has written to the store what the slot holds: whoever has read a
+// place looks at the word once more, and reads again if it has changed.
 
 // source is where a page's contents are.
 type source uint8
@@ -33,7 +36,7 @@ const (
 	fromSide         // in the side store
 )
 
-// openSideMap makes the map for pages pages. closeSideMap undoes it.
+// openSideMap makes the map for pages pages. closeSide undoes it.
 func (d *desc) openSideMap(pages uint64) error {
 	m, err := reserve(sideMapBytes(pages))
 	if err == nil {
@@ -90,6 +93,20 @@ func (r *Region) sourceOf(page uint64) (source, int64) {
 	return fromStore, int64(page << r.shift)
 }
 
+// moved: a page of l, which was read from the side store, is elsewhere now.
+func (r *Region) moved(l *load) bool {
+	for i, gen := range l.gens {
+		page := l.first + uint64(i)
+		if _, w := r.d.look(page); w&stateMask != stLoading || uint32(w>>32) != gen {
+			continue // not this load's any more
+		}
+		if v := r.d.place(page); v == 0 || int64(r.d.placeAt(page, v)) != l.at+int64(i<<r.shift) {
+			return true
+		}
+	}
+	return false
+}
+
 // sourceStore is the store that a source is in.
 func (r *Region) sourceStore(s source) store.Store {
 	if s == fromSide {
@@ -115,8 +132,17 @@ func (r *Region) writeStore() store.Store {
 func fetchPage(d *desc, page uint64, mem unsafe.Pointer) (src unsafe.Pointer, n, errno uintptr) {
 	size := d.pageSize()
 	off := page << d.shift
-	if v := d.place(page); v != 0 {
-		return mem, size, preadFull(int(d.sideFD), mem, size, size, d.placeAt(page, v))
+	for v := d.place(page); v != 0; {
+		if d.sideMem != nil {
+			bare.Copy(mem, unsafe.Add(d.sideMem, d.placeAt(page, v)), size)
+		} else {
+			errno = preadFull(int(d.sideFD), mem, size, size, d.placeAt(page, v))
+		}
+		again := d.place(page)
+		if again == v {
+			return mem, size, errno
+		}
+		v, errno = again, 0 // a checkpoint has moved it
 	}
 	stored := bare.Load64(&d.stored)
 	n = size
@@ -139,15 +165,20 @@ func fetchPage(d *desc, page uint64, mem unsafe.Pointer) (src unsafe.Pointer, n,
 	return mem, n, errno
 }
 
-// storePage writes page from mem to where dirty pages go. It runs without a P.
+// storePage writes page from mem to where dirty pages go; in the side store
+// that is place v. It runs without a P.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func storePage(d *desc, page uint64, mem unsafe.Pointer) (errno uintptr) {
+func storePage(d *desc, page uint64, v uint32, mem unsafe.Pointer) (errno uintptr) {
 	off := page << d.shift
+	if d.sideMap != nil && d.sideMem != nil {
+		bare.Copy(unsafe.Add(d.sideMem, d.placeAt(page, v)), mem, d.pageSize())
+		return 0
+	}
 	if d.sideMap != nil {
-		return pwriteFull(int(d.sideFD), mem, d.pageSize(), d.placeAt(page, 1))
+		return pwriteFull(int(d.sideFD), mem, d.pageSize(), d.placeAt(page, v))
 	}
 	if d.mem != nil {
 		bare.Copy(unsafe.Add(d.mem, off), mem, d.pageSize())

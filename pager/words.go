@@ -48,6 +48,7 @@ type pagerWords struct {
 	noticeHead uint64
 	noticeLost uint32 // some did not fit: look at everything
 	wantRoom   uint32 // a fault server waits for a frame
+	wantSlots  uint32 // a fault server found no slot in a journal
 	sleeping   uint32 // the housekeeper waits for wakeFD
 	wakeFD     int32
 	lowWater   int64 // frames: below, the housekeeper evicts

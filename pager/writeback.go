@@ -290,9 +290,10 @@ func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
 			r = nil
 		}
 		k := i + 1
-		for k < len(list) && list[k].d == d && list[k].page == list[k-1].page+1 {
+		for k < len(list) && list[k].d == d && (r != nil && r.atomic != nil || list[k].page == list[k-1].page+1) {
 			k++
 		}
+		part := list[i:k]
 		n := list[k-1].page - page + 1
 		i = k
 		if r == nil || r.p != p || r.d != d {
@@ -300,6 +301,14 @@ func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
 				r.leave()
 			}
 			continue
+		}
+		if r.atomic != nil {
+			k, full := r.writeSlots(part, why, nil)
+			started += k
+			if full {
+				r.atomic.poke()
+			}
+			n = 0
 		}
 		for n > 0 {
 			if why != writeSync && p.writeRoom() <= 0 {

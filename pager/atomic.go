@@ -1,0 +1,250 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/journal"
+	"github.com/uffdpager/uffdpager/pager/store"
+)
+
+// Atomic regions
+//
+// Nothing that is not committed reaches the store of an Atomic region. Dirty
+// pages that must leave go to slots of its journal and are read back from
+// there (slots.go). A commit puts images of all that is dirty, and one record
+// that names them, into the journal, and flushes it once (commit.go). A
+// checkpoint copies committed images to the store in the background
+// (checkpoint.go). Map brings what a crash has left to the store before
+// anything else; a read-only Map puts it over the store instead and writes
+// nothing.
+//
+// Lock order: turn (who commits), gates, keep (who checkpoints or grows),
+// views, atomicState.mu, writeState.mu. Under views and mu nothing is waited
+// for.
+type atomicState struct {
+	r        *Region
+	j        *journal.Journal
+	path     string // of the journal if it is to be removed when it is empty
+	interval time.Duration
+
+	gate    gate
+	turn    chan struct{} // has what holds the turn to commit
+	cutting atomic.Bool   // no evictions: the cut waits for the writes under way
+	writers atomic.Int64  // writes of images that are no commit's, and callers of writeSlots
+	keep    sync.Mutex
+	views   sync.Mutex // places becoming 0, together with desc.stored
+
+	mu        sync.Mutex
+	waiting   []*SyncOp        // for the next commit
+	log       []journal.Commit // committed, and not covered by a durable header
+	applied   int              // of these, in place
+	length    int64            // of the region, as last committed
+	minLength int64            // the smallest since
+
+	due     atomic.Bool   // a checkpoint, by the clock
+	backoff time.Duration // the keeper's
+	wake    chan struct{} // the committer
+	kick    chan struct{} // the keeper
+	stop    chan struct{}
+	wg      sync.WaitGroup
+}
+
+const defaultInterval = 30 * time.Second
+
+// journalPath is where the journal of a store lies unless an option says
+// otherwise; "" if the store has no path.
+func journalPath(s store.Store) string {
+	if f, ok := s.(*store.File); ok {
+		return f.String() + ".journal"
+	}
+	return ""
+}
+
+// openJournal opens the journal of an Atomic region and brings what is
+// committed to the store; that of a read-only one is only read. nil: there is
+// none. A store that is mapped otherwise must have no journal with commits in
+// it: it is read through it, or refused.
+func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *journal.Journal, remove string, err error) {
+	jo := &o.Journal
+	readOnly := o.ReadOnly || !s.Writable() && !o.Private
+	path := jo.Path
+	if path == "" && jo.Store == nil {
+		path = journalPath(s)
+	}
+	if o.Durability != Atomic || readOnly {
+		if jo.Store == nil {
+			var st unix.Stat_t
+			if path == "" || unix.Stat(path, &st) != nil {
+				return nil, "", nil
+			}
+		}
+	}
+	if jo.Store == nil && path == "" {
+		return nil, "", fmt.Errorf("pager: Map %s: the store has no path, so an Atomic region needs Journal.Path or Journal.Store", s)
+	}
+	js := jo.Store
+	if js == nil {
+		fo := store.FileOptions{Create: true, Size: journal.InitialSize()}
+		if readOnly || o.Durability != Atomic {
+			// The shared lock keeps a writer away as long as the region lives.
+			fo = store.FileOptions{ReadOnly: true, Lock: store.LockAlways}
+		}
+		if js, err = store.OpenFile(path, fo); err != nil {
+			if errors.Is(err, store.ErrBusy) {
+				return nil, "", fmt.Errorf("%w: journal %s: %w", ErrBusy, path, err)
+			}
+			return nil, "", fmt.Errorf("pager: Map %s: journal: %w", s, err)
+		}
+	}
+	ctx := context.Background()
+	if o.Durability != Atomic && !readOnly {
+		info, err := journal.Probe(ctx, js, p.engine)
+		err = errors.Join(err, js.Close())
+		if err == nil && info.Live > 0 {
+			err = fmt.Errorf("%w: %s has %d commits for %s: map it Atomic (and close it) first", ErrJournal, path, info.Live, s)
+		}
+		return nil, "", err
+	}
+	id := journal.IdentityOf(s)
+	id.ID = jo.ID
+	limit := jo.Limit
+	if limit == 0 {
+		limit = journal.DefaultLimit(max(s.Size(), o.MaxSize))
+	}
+	j, err = journal.Open(ctx, js, p.engine, journal.Options{
+		PageSize: pageSize, Identity: id, Limit: limit, ReadOnly: readOnly, Adopt: jo.Adopt, Salvage: jo.Salvage,
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("pager: Map %s: %w", s, err)
+	}
+	if readOnly && len(j.Log()) == 0 {
+		return nil, "", j.Close(ctx)
+	}
+	if !readOnly {
+		if _, err := j.Replay(ctx, s); err != nil {
+			return nil, "", errors.Join(fmt.Errorf("pager: Map %s: %w", s, err), j.Close(ctx))
+		}
+	}
+	if jo.Path == "" && jo.Store == nil {
+		remove = path
+	}
+	return j, remove, nil
+}
+
+// openSide makes the journal the region's side store. The region's length and
+// what its store has are set.
+func (r *Region) openSide(j *journal.Journal, remove string) error {
+	d := r.d
+	r.write.side = j.Store()
+	d.sideOff = uint64(j.SlotOffset(0))
+	if err := d.openSideMap(d.pages); err != nil {
+		return err
+	}
+	if r.opt.ReadOnly {
+		v := j.Overlay()
+		d.length, d.stored = uint64(v.Length), min(d.stored, uint64(v.Void))
+		for page, image := range v.Pages {
+			*d.sideWord(page) = image.Slot + 1
+			if int64(image.Valid) < min(int64(1)<<r.shift, v.Length-int64(page<<r.shift)) {
+				return fmt.Errorf("pager: Map %s: %w: page %d was cut after it was committed; map it for writing", r.name, ErrJournal, page)
+			}
+		}
+		return nil
+	}
+	if err := d.openSlots(j.MaxSlots()); err != nil {
+		return err
+	}
+	d.moreSlots(j.Slots())
+	most := int64(d.slotMost)
+	// What is dirty must find slots when it is committed.
+	d.slotsMayLoose = most - min(r.p.pinnable.Load()/r.fpp, most/2)
+	d.slotReserve = min(16, d.slotMost/8)
+	a := &atomicState{
+		r: r, j: j, path: remove, interval: r.opt.Journal.Interval,
+		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), stop: make(chan struct{}),
+		length: int64(d.length), minLength: int64(d.length),
+	}
+	if a.interval == 0 {
+		a.interval = defaultInterval
+	}
+	r.atomic = a
+	a.wg.Add(2)
+	go a.committer()
+	go a.keeper()
+	a.poke()
+	return nil
+}
+
+// resizable: the store can be made size bytes long by a checkpoint. A device
+// cannot.
+func (a *atomicState) resizable(size int64) error {
+	r := a.r
+	k, ok := r.store.Kernel()
+	var st unix.Stat_t
+	if ok && k.FD >= 0 && unix.Fstat(k.FD, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return r.fault("resize", uint64(size)>>r.shift, store.ErrNotSupported)
+	}
+	return nil
+}
+
+// cutOff ends a Resize to size: what the pages from first on had is forgotten.
+// None of them is in memory or on its way.
+func (a *atomicState) cutOff(size int64, first uint64) {
+	d := a.r.d
+	a.views.Lock()
+	if d.stored > uint64(size) {
+		bare.Store64(&d.stored, uint64(size))
+	}
+	for s := range bare.Load32(&d.slotCount) {
+		w := bare.Load64(d.slotWord(s))
+		if page := w >> slotPageShift; w != slotFree && page >= first && bare.Cas32(d.sideWord(page), s+1, 0) {
+			dropLoose(d, page, s)
+		}
+	}
+	a.views.Unlock()
+	a.mu.Lock()
+	a.minLength = min(a.minLength, size)
+	a.mu.Unlock()
+}
+
+// stopAtomic ends the committer and the keeper; what waits fails. No passage
+// may begin any more.
+func (a *atomicState) stopAtomic() {
+	close(a.stop)
+	a.wg.Wait()
+	a.turn <- struct{}{} // a Pager.Commit
+	a.failWaiting(ErrClosed)
+}
+
+// closeJournal is the end of the journal: all that is committed goes to the
+// store, and a journal of our own making is removed. What is not committed is
+// forgotten.
+func (r *Region) closeJournal() error {
+	if r.journal == nil {
+		return nil
+	}
+	ctx := context.Background()
+	var err error
+	if a := r.atomic; a != nil {
+		if err = a.flushError(); err == nil {
+			err = a.checkpoint(ctx)
+		}
+	}
+	empty := err == nil
+	err = errors.Join(err, r.journal.Close(ctx))
+	if a := r.atomic; a != nil && empty && a.path != "" && err == nil {
+		err = os.Remove(a.path)
+	}
+	return err
+}
