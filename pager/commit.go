@@ -211,13 +211,21 @@ func (c *cut) readRaw() error {
 	return nil
 }
 
-// transfer does ops on the journal's store and waits. The first error is
-// returned.
+// transfer does ops on the journal's store and waits, repeating what fails with
+// an error that passes (but no flush). The first error is returned.
 func (r *Region) transfer(ops ...*aio.Op) error {
 	var wg sync.WaitGroup
 	wg.Add(len(ops))
 	for _, op := range ops {
-		op.Done = func(*aio.Op) { wg.Done() }
+		var tries uint32
+		op.Done = func(op *aio.Op) {
+			if op.Code == aio.Flush || !r.retry(op, &tries, func() {
+				*op = aio.Op{Code: op.Code, Off: op.Off, Buf: op.Buf, Done: op.Done}
+				r.write.side.Start(r.p.engine, []*aio.Op{op})
+			}) {
+				wg.Done()
+			}
+		}
 	}
 	r.write.side.Start(r.p.engine, ops)
 	wg.Wait()

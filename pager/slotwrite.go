@@ -23,6 +23,8 @@ type slotWrite struct {
 	why   writeWhy
 	buf   *buffer
 	cut   *cut // nil: not for a commit
+	track tracked
+	tries uint32 // that were repeated, see retry.go
 }
 
 var slotWritePool = sync.Pool{New: func() any { return new(slotWrite) }}
@@ -150,7 +152,7 @@ func (w *slotWrite) start() {
 	for i, page := range w.pages {
 		b := w.buf.mem[i<<r.shift : (i+1)<<r.shift]
 		if r.opt.Seal != nil && err == nil {
-			if err = r.opt.Seal(int64(page), b); err != nil {
+			if err = r.seal(page, b); err != nil {
 				err = fmt.Errorf("seal: %w", err)
 			}
 		}
@@ -166,12 +168,25 @@ func (w *slotWrite) start() {
 		return
 	}
 	w.op = aio.Op{Code: aio.Write, Off: r.atomic.j.SlotOffset(w.slot), Buf: w.buf.mem[:n<<r.shift], Done: slotWriteDone, Arg: w}
+	w.track = tracked{kind: WedgedWrite, r: r, off: int64(w.pages[0] << r.shift), n: int64(len(w.op.Buf))}
+	r.p.tracks.add(&w.track)
 	ops := [1]*aio.Op{&w.op}
 	r.write.side.Start(r.p.engine, ops[:])
 }
 
+// again repeats the I/O.
+func (w *slotWrite) again() {
+	w.op = aio.Op{Code: aio.Write, Off: w.op.Off, Buf: w.op.Buf, Done: slotWriteDone, Arg: w}
+	ops := [1]*aio.Op{&w.op}
+	w.r.write.side.Start(w.r.p.engine, ops[:])
+}
+
 func slotWriteDone(op *aio.Op) {
 	w := op.Arg.(*slotWrite)
+	if w.r.retry(op, &w.tries, w.again) {
+		return
+	}
+	w.r.p.tracks.remove(&w.track)
 	err := op.Err
 	if err == nil && op.N < len(op.Buf) {
 		err = io.ErrShortWrite
