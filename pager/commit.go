@@ -49,7 +49,7 @@ type cut struct {
 
 	mu      sync.Mutex
 	entries []journal.Entry
-	raw     []int // entries whose checksum must be read
+	raw     []int // entries whose checksum has still to be read
 	spoiled map[uint32]struct{}
 	err     error // the first failed write
 }
@@ -195,8 +195,8 @@ func (c *cut) readRaw() error {
 	r := c.r
 	buf := bufs.get(1 << r.shift)
 	defer bufs.put(buf)
-	for _, i := range c.raw {
-		e := &c.entries[i]
+	for len(c.raw) > 0 {
+		e := &c.entries[c.raw[0]]
 		op := aio.Op{Code: aio.Read, Off: r.atomic.j.SlotOffset(e.Slot), Buf: buf.mem[:1<<r.shift]}
 		err := r.transfer(&op)
 		if err == nil && op.N < len(op.Buf) {
@@ -207,6 +207,7 @@ func (c *cut) readRaw() error {
 		}
 		e.CRC = journal.CRC32C(op.Buf)
 		*r.d.slotCRC(e.Slot) = e.CRC
+		c.raw = c.raw[1:]
 	}
 	return nil
 }
@@ -314,10 +315,15 @@ func (c *cut) record() (*journal.Record, error) {
 func (c *cut) undo() {
 	a := c.r.atomic
 	c.images.Wait()
-	for _, e := range c.entries {
-		if _, gone := c.spoiled[e.Slot]; !gone {
-			uncommit(c.r.d, e.Page, e.Slot)
+	for i, e := range c.entries {
+		if _, gone := c.spoiled[e.Slot]; gone {
+			continue
 		}
+		var flags uint64
+		if slices.Contains(c.raw, i) {
+			flags = slotRaw // a checksum that is taken for known ends the log at recovery
+		}
+		uncommit(c.r.d, e.Page, e.Slot, flags)
 	}
 	a.mu.Lock()
 	a.minLength = min(a.minLength, c.minLength)

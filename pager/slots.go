@@ -245,10 +245,10 @@ func freeCommitted(d *desc, slot uint32) {
 	add64(&d.slotsFree, 1)
 }
 
-// uncommit takes a whole image out of a commit that failed.
-func uncommit(d *desc, page uint64, slot uint32) {
+// uncommit takes a whole image out of a commit that failed. flags: slotRaw or 0.
+func uncommit(d *desc, page uint64, slot uint32, flags uint64) {
 	add64(&d.slotsLoose, 1)
-	bare.Store64(d.slotWord(slot), page<<slotPageShift|slotLoose)
+	bare.Store64(d.slotWord(slot), page<<slotPageShift|slotLoose|flags)
 	// Superseded meanwhile? Whoever did that looked at the slot after he had
 	// changed the place; we do it the other way round.
 	if d.place(page) != slot+1 {
