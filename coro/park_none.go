@@ -10,6 +10,10 @@ func NextParked(buf []Parked) []Parked {
 	return buf
 }
 
+// MoreParked appends the goroutines parked since the last call to buf, without
+// waiting for any.
+func MoreParked(buf []Parked) []Parked { return buf }
+
 var wakeParked = make(chan struct{}, 1)
 
 // WakeParked makes the current or the next call of NextParked return.

@@ -74,18 +74,9 @@ func (q *parkQueue) nextParked(buf []Parked) []Parked {
 		panic("coro: NextParked called by two goroutines at once")
 	}
 	bare.Store64(&q.consumer, uint64(CurrentG()))
-	first := len(buf)
 	for {
-		h := bare.Load64(&q.pending)
-		if h != 0 && !bare.Cas64(&q.pending, h, 0) {
-			continue
-		}
-		for a := uintptr(h); a != 0; {
-			s := (*parkSlot)(bare.Ptr(a))
-			a = s.next
-			buf = append(buf, Parked{s.fault, uintptr(unsafe.Pointer(s)), bare.Load32(&s.seq)})
-		}
-		if h != 0 {
+		n := len(buf)
+		if buf = q.take(buf); len(buf) > n {
 			break
 		}
 		if bare.Cas32(&q.woken, 1, 0) {
@@ -95,7 +86,24 @@ func (q *parkQueue) nextParked(buf []Parked) []Parked {
 		gopark(consumerParked, unsafe.Pointer(q), waitReasonIOWait, traceBlockGeneric, 1)
 	}
 	bare.Store32(&q.busy, 0)
-	for i, j := first, len(buf)-1; i < j; i, j = i+1, j-1 { // oldest first
+	return buf
+}
+
+// take appends what is pending, oldest first. Only the consumer calls it.
+//
+//go:norace
+func (q *parkQueue) take(buf []Parked) []Parked {
+	h := bare.Load64(&q.pending)
+	for h != 0 && !bare.Cas64(&q.pending, h, 0) {
+		h = bare.Load64(&q.pending)
+	}
+	first := len(buf)
+	for a := uintptr(h); a != 0; {
+		s := (*parkSlot)(bare.Ptr(a))
+		a = s.next
+		buf = append(buf, Parked{s.fault, uintptr(unsafe.Pointer(s)), bare.Load32(&s.seq)})
+	}
+	for i, j := first, len(buf)-1; i < j; i, j = i+1, j-1 {
 		buf[i], buf[j] = buf[j], buf[i]
 	}
 	return buf
@@ -107,6 +115,11 @@ func (q *parkQueue) nextParked(buf []Parked) []Parked {
 // hands on every Parked; it panics if two do at once. What the caller does
 // between the calls must not touch an arena: nobody would look after it.
 func NextParked(buf []Parked) []Parked { return queues[mainQueue].nextParked(buf) }
+
+// MoreParked appends the goroutines parked since the last call to buf, oldest
+// first, without waiting for any: for the goroutine that calls NextParked, when
+// it has let others run.
+func MoreParked(buf []Parked) []Parked { return queues[mainQueue].take(buf) }
 
 // WakeParked makes the current or the next call of NextParked return.
 func WakeParked() { queues[mainQueue].wakeUp() }

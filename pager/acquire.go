@@ -92,13 +92,13 @@ func (r *Region) pinHit(page uint64) bool {
 			}
 			continue
 		}
-		if !r.p.credits.take(page, r.fpp) {
+		if !r.p.credits.take(r.fpp) {
 			return false
 		}
 		if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)&^flagWatched|flagTouched) {
 			return true
 		}
-		r.p.giveCredits(page, r.fpp)
+		r.p.giveCredits(r.fpp)
 	}
 }
 
@@ -109,7 +109,7 @@ func (r *Region) unpin(pr pageRange, write bool) {
 			r.dropWritePin(page)
 		}
 		if r.unpinPage(page) {
-			r.p.giveCredits(page, r.fpp)
+			r.p.giveCredits(r.fpp)
 		}
 	}
 }
@@ -317,7 +317,6 @@ func (p *Pager) start(op *waitOp) {
 		return
 	}
 	frames, creds := op.need, op.credits()
-	first := op.ranges[0].first
 	b := newBatch()
 	for _, pr := range op.ranges {
 		for page := pr.first; page < pr.first+pr.n; page++ {
@@ -331,7 +330,7 @@ func (p *Pager) start(op *waitOp) {
 		}
 	}
 	if creds > 0 {
-		p.credits.give(first, creds, p.lineLen[lineCredits].Load() != 0)
+		p.credits.give(creds, p.lineLen[lineCredits].Load() != 0)
 	}
 	if frames > 0 {
 		p.w.giveFrames(frames)

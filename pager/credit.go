@@ -4,6 +4,7 @@ package pager
 
 import (
 	"sync/atomic"
+	"unsafe"
 )
 
 // Pin credits
@@ -14,8 +15,11 @@ import (
 // the same word, so whoever changes it knows from the old and the new value
 // whether he has to bring a credit or may take one home. A
 // global counter would be written by every Acquire that hits, on all cores:
-// instead credits lie in shards, chosen by page, and the global stock is
-// touched only when a shard runs out or over. The sum is exact at all times.
+// instead credits lie in shards, and the global stock is touched only when a
+// shard runs out or over. The sum is exact at all times, so it does not matter
+// which shard a credit comes from and goes to: it is the caller's, found by his
+// stack, which stays in the cache of his core. (Chosen by page, the shards go
+// from core to core although the pages are distinct.)
 const creditShards = 64
 
 type creditShard struct {
@@ -45,9 +49,17 @@ func (c *credits) gather() {
 	}
 }
 
+// here is the caller's shard.
+func (c *credits) here() *atomic.Int64 {
+	var mark byte
+	return &c.shard[uint64(uintptr(unsafe.Pointer(&mark)))>>11*0x9E3779B97F4A7C15>>58].stock
+}
+
+var _ = [1]struct{}{}[creditShards-1<<6]
+
 // take takes n credits, or none and says false.
-func (c *credits) take(page uint64, n int64) bool {
-	s := &c.shard[page%creditShards].stock
+func (c *credits) take(n int64) bool {
+	s := c.here()
 	for {
 		v := s.Load()
 		if v < n {
@@ -82,12 +94,12 @@ func (c *credits) takeGlobal(n int64) bool {
 
 // give returns n credits. somebody says that somebody waits for them: then
 // they go where he looks.
-func (c *credits) give(page uint64, n int64, somebody bool) {
+func (c *credits) give(n int64, somebody bool) {
 	if somebody {
 		c.global.Add(n)
 		return
 	}
-	s := &c.shard[page%creditShards].stock
+	s := c.here()
 	if v := s.Add(n); v > 2*c.batch.Load() {
 		if v = s.Swap(0); v > 0 {
 			c.global.Add(v)

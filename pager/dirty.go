@@ -389,14 +389,14 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		buf := bufs.get(1 << r.shift)
 		if err := r.fillBuffer(buf, b); err != nil {
 			bufs.put(buf)
-			p.giveCredits(page, r.fpp)
+			p.giveCredits(r.fpp)
 			p.unreserve(r.fpp)
 			return err
 		}
 		pw, gen, got := d.claim(page, 0)
 		if got != claimed {
 			bufs.put(buf)
-			p.giveCredits(page, r.fpp)
+			p.giveCredits(r.fpp)
 			p.unreserve(r.fpp)
 			if got == claimTaken {
 				continue
@@ -405,7 +405,7 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		}
 		if d.past(page) {
 			bufs.put(buf)
-			p.giveCredits(page, r.fpp)
+			p.giveCredits(r.fpp)
 			err := r.fault("write", page, errRange)
 			p.failPage(r, page, gen, stLoading, err)
 			return err
@@ -413,7 +413,7 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		old, errno := bornDirty(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
 		bufs.put(buf)
 		if errno != 0 {
-			p.giveCredits(page, r.fpp)
+			p.giveCredits(r.fpp)
 			if errno == errnoTakenOver {
 				p.settle(r, page)
 				continue
@@ -423,7 +423,7 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 			return err
 		}
 		if old&pinMask != 0 {
-			p.giveCredits(page, r.fpp) // whoever joined and pins it brought one
+			p.giveCredits(r.fpp) // whoever joined and pins it brought one
 		}
 		p.evictMu.Lock()
 		r.domain.policy.Install(pageKey(d, page), evict.Demand)

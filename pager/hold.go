@@ -169,7 +169,7 @@ func (p *Pager) movedOn(pk coro.Parked) {
 func (p *Pager) letGo(h *goHold) {
 	for _, a := range h.at[:h.n] {
 		if a.r.unpinPage(a.page) {
-			p.credits.give(a.page, a.r.fpp, true)
+			p.credits.give(a.r.fpp, true)
 		}
 	}
 	p.holds.recycle(h)

@@ -225,10 +225,30 @@ func parker() {
 	var buf []coro.Parked
 	for {
 		buf = coro.NextParked(buf[:0])
+		g := leadParked(buf)
+		if g != nil {
+			g.yield()
+			buf = coro.MoreParked(buf)
+		}
 		for _, pk := range buf {
 			startParked(pk)
 		}
+		if g != nil {
+			g.flush()
+		}
 	}
+}
+
+// leadParked gathers the reads of goroutines that are parked, see lead. Those of
+// other pagers than the first one's go out as ever.
+func leadParked(buf []coro.Parked) *gatherer {
+	if len(buf) == 0 {
+		return nil
+	}
+	if r := regionAt(buf[0].Addr); r != nil && r.p.lead() {
+		return &r.p.gather
+	}
+	return nil
 }
 
 func startParked(pk coro.Parked) {

@@ -160,7 +160,7 @@ func (p *Pager) serveFirst(k int) bool {
 		op.saved = 0
 		defer func() {
 			if saved > 0 {
-				p.credits.give(op.firstPage(), saved, true)
+				p.credits.give(saved, true)
 			}
 		}()
 		moved := l.queue[k].head == op && l.queue[k].tail != op
@@ -186,7 +186,7 @@ func (p *Pager) serveFirst(k int) bool {
 			p.w.giveFrames(op.need)
 			saved = creds // they are all ours
 		}
-		p.credits.give(op.firstPage(), saved, true)
+		p.credits.give(saved, true)
 		op.fail(cancel)
 		op.pageDone()
 		return true
@@ -204,13 +204,6 @@ func (op *waitOp) begunWaiting(limit time.Duration) bool {
 	return time.Since(op.stuck) > limit
 }
 
-func (op *waitOp) firstPage() uint64 {
-	if len(op.ranges) == 0 {
-		return 0
-	}
-	return op.ranges[0].first
-}
-
 func (p *Pager) tooMuch(op *waitOp) error {
 	return fmt.Errorf("%w: %d bytes are wanted at once, at most %d can be", ErrBudget, op.need<<frameShift, p.pinnable.Load()<<frameShift)
 }
@@ -226,9 +219,8 @@ const (
 // reserveFor takes the op's frames and credits, both or none. What has been
 // saved for the op is used up when both are had.
 func (p *Pager) reserveFor(op *waitOp) room {
-	page := op.firstPage()
 	creds := op.credits() - op.saved
-	if creds > 0 && !p.takeOrDrop(page, creds) {
+	if creds > 0 && !p.takeOrDrop(creds) {
 		if load64(&p.w.dirty) > 0 {
 			p.flushForRoom() // dirty pages have credits too
 		}
@@ -238,11 +230,11 @@ func (p *Pager) reserveFor(op *waitOp) room {
 	switch {
 	case !op.hold:
 	case p.lineLen[lineCredits].Load() > 0:
-		held = p.credits.take(page, op.need) // what the other line leaves
+		held = p.credits.take(op.need) // what the other line leaves
 	default:
 		// It waits for other holds to end, which they do soon, but for nobody
 		// else's pins: a raw access goes on without being held.
-		if held = p.takeOrDrop(page, op.need); !held && p.holds.n.Load() > 0 {
+		if held = p.takeOrDrop(op.need); !held && p.holds.n.Load() > 0 {
 			return roomNone
 		}
 	}
@@ -254,17 +246,17 @@ func (p *Pager) reserveFor(op *waitOp) room {
 	case got == roomMade && held:
 		op.pin = true
 	case got != roomMade && held:
-		p.credits.give(page, op.need, true)
+		p.credits.give(op.need, true)
 	case got != roomMade && creds > 0:
-		p.credits.give(page, creds, true)
+		p.credits.give(creds, true)
 	}
 	return got
 }
 
 // takeOrDrop takes credits, letting go of the oldest holds for them one by one:
 // what the others have must not be torn apart for nothing.
-func (p *Pager) takeOrDrop(page uint64, n int64) bool {
-	for !p.credits.take(page, n) {
+func (p *Pager) takeOrDrop(n int64) bool {
+	for !p.credits.take(n) {
 		if !p.dropHold(holdShort) {
 			return false
 		}
@@ -323,7 +315,7 @@ func (p *Pager) takeOut(err error, pick func(*waitOp) bool) {
 	l.mu.Unlock()
 	for _, o := range out {
 		if o.saved > 0 {
-			p.credits.give(o.firstPage(), o.saved, true)
+			p.credits.give(o.saved, true)
 			o.saved = 0
 		}
 		o.fail(err)
@@ -361,9 +353,8 @@ func (p *Pager) breakStall() {
 	p.leaveLine(op, fmt.Errorf("%w: %d bytes more cannot be pinned, and nothing was unpinned for %v", ErrBudget, op.need<<frameShift, p.opt.StallLimit))
 }
 
-// giveCredits returns credits of a page that is not pinned (or dirty) any
-// more.
-func (p *Pager) giveCredits(page uint64, n int64) {
+// giveCredits returns credits of pages that are not pinned (or dirty) any more.
+func (p *Pager) giveCredits(n int64) {
 	wanted := p.flush.want.Load()
 	if p.lineLen[lineCredits].Load() != 0 {
 		p.line.mu.Lock()
@@ -373,10 +364,10 @@ func (p *Pager) giveCredits(page uint64, n int64) {
 		}
 		p.line.mu.Unlock()
 		if n > 0 {
-			p.credits.give(page, n, true)
+			p.credits.give(n, true)
 		}
 	} else {
-		p.credits.give(page, n, wanted)
+		p.credits.give(n, wanted)
 	}
 	if wanted {
 		p.roomMade()

@@ -103,8 +103,13 @@ func (p *Pager) submit(b *batch) {
 		l.begun = time.Now()
 		p.launch(l, b)
 	}
+	lead := b.misses() && p.lead()
 	p.flushBatch(b)
 	b.free()
+	if lead {
+		p.gather.yield()
+		p.gather.flush()
+	}
 	// Whatever has finished meanwhile is taken along: it saves its reaper a
 	// wake-up, and costs no system call when there is nothing.
 	p.reapSome(8)
@@ -152,7 +157,7 @@ func (p *Pager) flushBatch(b *batch) {
 			}
 			k++
 		}
-		l.r.sourceStore(l.from).Start(p.engine, b.ops[i:k])
+		l.r.sourceStore(l.from).Start(&p.gather, b.ops[i:k])
 		i = k
 	}
 	clear(b.ops)

@@ -26,6 +26,7 @@ type Pager struct {
 	log    *zap.Logger
 	w      *pagerWords
 	engine aio.Engine
+	gather gatherer // the engine, for reads
 
 	budgetMu    sync.Mutex
 	budget      atomic.Int64 // frames
@@ -141,7 +142,7 @@ func New(o Options) (*Pager, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("pager: eventfd: %w", err), engine.Close())
 	}
-	p.engine = engine
+	p.engine, p.gather.Engine = engine, engine
 	p.w.wakeFD = int32(fd)
 	p.wakeFile = os.NewFile(uintptr(fd), "pager wake")
 	p.credits.global = (*atomic.Int64)(unsafe.Pointer(&p.w.credits))

@@ -40,12 +40,17 @@ type Region struct {
 	mapSize   int64 // when it was mapped
 	begun     time.Time
 
-	closing  atomic.Bool  // no new calls
-	gone     atomic.Bool  // not even completions may touch it any more
-	released atomic.Bool  // the descriptor is not ours any more
-	lastLen  int64        // for Len from then on
-	draining atomic.Bool  // no new faults either: the last View has ended
-	active   atomic.Int64 // operations under way that are not hits
+	closing  atomic.Bool // no new calls
+	gone     atomic.Bool // not even completions may touch it any more
+	released atomic.Bool // the descriptor is not ours any more
+	lastLen  int64       // for Len from then on
+	draining atomic.Bool // no new faults either: the last View has ended
+
+	// Hits read what is above: every miss writes here.
+	_      [64]byte
+	active atomic.Int64 // operations under way that are not hits
+	_      [56]byte
+
 	closeMu  sync.Mutex
 	closed   bool
 	closeE   error

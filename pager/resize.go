@@ -220,7 +220,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 // wanted any more.
 func (r *Region) forceClean(page uint64) {
 	if dropDirty(r.d, page) {
-		r.p.giveCredits(page, r.fpp)
+		r.p.giveCredits(r.fpp)
 		r.p.cleaned()
 	}
 }

@@ -187,6 +187,7 @@ func (op *waitOp) complete() {
 		}
 		op.free()
 		r.leave()
+		readied.n.Add(1)
 		pk.Resume(errno)
 		return
 	}
@@ -195,6 +196,7 @@ func (op *waitOp) complete() {
 		return
 	}
 	if op.state.CompareAndSwap(opActive, opDone) {
+		readied.n.Add(1)
 		op.ch <- struct{}{}
 		return
 	}
@@ -359,7 +361,7 @@ func (p *Pager) failPage(r *Region, page uint64, gen uint32, from word, err erro
 	add64(&r.d.resident, -r.fpp)
 	r.d.drop(page)
 	if v&pinMask != 0 {
-		p.giveCredits(page, r.fpp)
+		p.giveCredits(r.fpp)
 	}
 	for w := ready; w != nil; {
 		next := w.next

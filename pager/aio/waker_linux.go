@@ -27,9 +27,8 @@ type eventWaker struct {
 	fd      int // for the kernel; file owns it
 	waiting atomic.Bool
 
-	ok    func() bool
-	poll  func(fd uintptr) bool // w.ask, bound once
-	count [8]byte
+	ok   func() bool
+	poll func(fd uintptr) bool // w.ask, bound once
 }
 
 // one is a count for an eventfd: of what size does not matter, so its byte
@@ -62,12 +61,12 @@ func (w *eventWaker) wait(ok func() bool) {
 	w.waiting.Store(false)
 }
 
-// ask takes the signal, then looks: the other way round, a signal between the
-// two would be lost.
-func (w *eventWaker) ask(fd uintptr) bool {
-	unix.Read(int(fd), w.count[:])
-	return w.ok()
-}
+// ask only looks. The counter of the eventfd is never read, which would be a
+// system call for each wait: Go's poller is edge-triggered, and every signal of
+// an eventfd is an edge, whatever the counter says (it is full after 2⁶⁴
+// signals). The poller keeps an edge that comes before the wait, so that one
+// between this look and the wait is not lost.
+func (w *eventWaker) ask(uintptr) bool { return w.ok() }
 
 func (w *eventWaker) kick() {
 	if w.waiting.Load() {

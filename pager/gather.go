@@ -1,0 +1,118 @@
+//go:build linux
+
+package pager
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/uffdpager/uffdpager/pager/aio"
+)
+
+// Gathering reads
+//
+// A system call and a ring of the device's doorbell for each read are most of
+// what submitting costs: one io_submit for eight reads is much cheaper than
+// eight. Reads come together by themselves, for completions do:
+// each batch of them makes as many goroutines ready, most of which soon miss
+// again. So the first one that misses lets those others run before it makes the
+// system call, and submits what they have added along with its own. Nobody is
+// woken for that and nothing waits for a clock: the one who leads is ready all
+// the time, and the device has gatherDepth other reads to do meanwhile.
+const (
+	gatherDepth = 16 // reads under way that keep the device busy, or …
+	gatherReady = 8  // … goroutines to run, which means that it is not the device that is waited for
+	gatherMax   = 16 // reads of one submission, at most; see enough
+	gatherMin   = 4
+
+	gatherSlow = 4 * time.Millisecond // the others ran for so long: they compute, or somebody does
+	gatherRest = 128                  // … and then so many reads go out at once
+)
+
+// gatherer is the engine that reads are submitted to.
+type gatherer struct {
+	aio.Engine
+	led   atomic.Bool  // somebody is going to submit what is added
+	rest  atomic.Int32 // reads that do not gather
+	mu    sync.Mutex
+	ops   []*aio.Op
+	spare []*aio.Op // its memory, for the next time
+}
+
+// readied counts goroutines that were made ready with their pages and have not
+// been waited for since, of all pagers.
+var readied struct {
+	_ [64]byte
+	n atomic.Int32
+	_ [60]byte
+}
+
+// Submit starts ops, or adds them to what the leader is going to submit.
+func (g *gatherer) Submit(ops []*aio.Op) {
+	if !g.led.Load() {
+		g.Engine.Submit(ops)
+		return
+	}
+	g.mu.Lock()
+	g.ops = append(g.ops, ops...)
+	enough := !g.led.Load() || len(g.ops) >= g.enough()
+	g.mu.Unlock()
+	if enough {
+		g.start() // or the leader has done so meanwhile
+	}
+}
+
+// enough is how many reads are not worth keeping back any longer: a device that
+// has run dry gets its first few soon.
+func (g *gatherer) enough() int {
+	return min(max(g.Engine.InFlight()/2, gatherMin), gatherMax)
+}
+
+// lead makes the caller the one who submits, if that is worth while: then he
+// calls yield, if he likes, and in any case flush.
+func (p *Pager) lead() bool {
+	g := &p.gather
+	ready := readied.n.Load()
+	if ready < 2 || ready < gatherReady && p.inflight.Load() < gatherDepth || g.led.Load() {
+		return false
+	}
+	if g.rest.Load() > 0 && g.rest.Add(-1) >= 0 {
+		return false
+	}
+	return g.led.CompareAndSwap(false, true)
+}
+
+// yield lets those run who are ready.
+func (g *gatherer) yield() {
+	readied.n.Store(0)
+	began := time.Now()
+	runtime.Gosched()
+	if time.Since(began) > gatherSlow {
+		g.rest.Store(gatherRest)
+	}
+}
+
+// flush submits what has been gathered; the caller does not lead any more.
+func (g *gatherer) flush() {
+	g.mu.Lock()
+	g.led.Store(false)
+	g.mu.Unlock()
+	g.start()
+}
+
+// start submits what there is.
+func (g *gatherer) start() {
+	g.mu.Lock()
+	ops := g.ops
+	g.ops, g.spare = g.spare, nil
+	g.mu.Unlock()
+	if len(ops) > 0 {
+		g.Engine.Submit(ops)
+		clear(ops)
+	}
+	g.mu.Lock()
+	g.spare = ops[:0]
+	g.mu.Unlock()
+}
