@@ -19,14 +19,25 @@ import (
 type Pin struct {
 	check pinCheck
 	r     *Region
-	off   int64
-	n     int64
-	write bool
-	in    passage
-}
+	span
+	how pinned
+} // Four fields and four words: the compiler keeps no more than that in registers.
+
+// span is n bytes from off.
+type span struct{ off, n int64 }
+
+// pinned is the passage that the pin ends, and pinnedWrite.
+type pinned uintptr
+
+// pinnedWrite: by AcquireWrite. A passage uses bit 0, and those above 3.
+const pinnedWrite pinned = 2
 
 func newPin(r *Region, off, n int64, write bool) Pin {
-	return Pin{watchPin(r, off, n), r, off, n, write, 0}
+	p := Pin{watchPin(r, off, n), r, span{off, n}, 0}
+	if write {
+		p.how = pinnedWrite
+	}
+	return p
 }
 
 // Bytes is the pinned memory. It must not be used after Release.
@@ -44,8 +55,8 @@ func (p Pin) Release() {
 		return
 	}
 	p.check.end()
-	p.r.unpin(p.r.pageRange(p.off, p.n), p.write)
-	p.r.passed(p.in)
+	p.r.unpin(p.r.pageRange(p.off, p.n), p.how&pinnedWrite != 0)
+	p.r.passed(passage(p.how &^ pinnedWrite))
 }
 
 func (r *Region) pageRange(off, n int64) pageRange {

@@ -130,7 +130,7 @@ func (r *Region) AcquireWrite(ctx context.Context, off, n int64) (Pin, error) {
 		r.passed(in)
 		return pin, err
 	}
-	pin.in = in
+	pin.how |= pinned(in)
 	return pin, nil
 }
 

@@ -51,10 +51,10 @@ type Region struct {
 	active atomic.Int64 // operations under way that are not hits
 	_      [56]byte
 
-	closeMu  sync.Mutex
-	closed   bool
-	closeE   error
-	done     chan struct{} // closed when Close has finished
+	closeMu sync.Mutex
+	closed  bool
+	closeE  error
+	done    chan struct{} // closed when Close has finished
 
 	restarts atomic.Int64
 	ahead    regionAhead

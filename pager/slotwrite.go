@@ -234,7 +234,7 @@ func (w *slotWrite) end(err error) {
 		// Nobody waits for single pages of an Atomic region.
 		c, free, _, _ := r.endWrites(w.pages[i], uint64(k), err)
 		if free > 0 {
-			p.giveCredits(w.pages[i], free*r.fpp)
+			p.giveCredits(free * r.fpp)
 		}
 		if clean += c; c > 0 && w.why == writeEvict {
 			p.evictNext(r, w.pages[i], uint64(k))

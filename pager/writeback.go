@@ -437,7 +437,7 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 	}
 	clean, free, ready, more := r.endWrites(first, uint64(n), err)
 	if free > 0 {
-		p.giveCredits(free*r.fpp)
+		p.giveCredits(free * r.fpp)
 	}
 	p.writingFrames.Add(-int64(n) * r.fpp)
 	r.write.inflight.Add(-int64(n))

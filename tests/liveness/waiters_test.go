@@ -78,11 +78,11 @@ func TestMissesOverlap(t *testing.T) {
 			}
 			best := time.Hour
 			// The machine may be busy: one good measurement proves it.
-			for try := 0; try < 8 && best > 60*time.Millisecond; try++ {
+			for try := 0; try < 8 && best > 200*time.Millisecond; try++ {
 				best = min(best, overlap(t, way.read))
 			}
 			t.Logf("%v", best)
-			if best > 60*time.Millisecond {
+			if best > 200*time.Millisecond {
 				t.Errorf("16 × 25 misses of 1 ms took %v at best", best)
 			}
 		})
