@@ -342,10 +342,13 @@ func (r *Region) setFlags(o RegionOptions) error {
 			d.sideMem = unsafe.Pointer(unsafe.SliceData(k.Mem))
 		}
 	}
+	if k.Sums != nil {
+		d.sums = unsafe.Pointer(unsafe.SliceData(k.Sums))
+	}
 	d.flags |= descRaw
-	// BeforeWrite is Go code on the way out only: without a P pages can still
-	// be read, but not written.
-	if !o.ReadOnly && !o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil {
+	// BeforeWrite, and the writing of checksums, are Go code on the way out
+	// only: without a P pages can still be read, but not written.
+	if !o.ReadOnly && !o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && (d.sums == nil || d.sideMap != nil) {
 		d.flags |= descServeDirty
 	}
 	return nil

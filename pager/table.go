@@ -75,6 +75,7 @@ type desc struct {
 	fd     int32
 	fdOff  uint64
 	mem    unsafe.Pointer // memory store
+	sums   unsafe.Pointer // *[…]uint64: what the store's blocks must be, nil: not known; see store.Kernel.Sums
 
 	resident    int64  // frames, also on their way in
 	dirty       int64  // frames

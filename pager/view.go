@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/pager/store"
 )
 
 // viewCounter counts running brackets (View, Update) in shards, chosen by the
@@ -226,6 +227,8 @@ func errnoError(errno uintptr) error {
 		return ErrReadOnly
 	case errnoTable, errnoNoRoom:
 		return ErrBudget
+	case errnoSum:
+		return store.ErrChecksum
 	case errnoShrunk:
 		return fmt.Errorf("the store is shorter than when it was opened: %w", io.ErrUnexpectedEOF)
 	case coro.ErrnoCannotPark:

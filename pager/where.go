@@ -151,19 +151,52 @@ func fetchPage(d *desc, page uint64, mem unsafe.Pointer) (src unsafe.Pointer, n,
 	} else if stored-off < uint64(size) {
 		n = uintptr(stored - off)
 	}
-	switch {
-	case d.mem != nil && n == size:
-		return unsafe.Add(d.mem, off), n, 0
-	case d.mem != nil:
-		bare.Copy(mem, unsafe.Add(d.mem, off), n)
-	case n > 0:
-		errno = preadFull(int(d.fd), mem, size, n, d.fdOff+off)
+	for tries := 0; ; tries++ {
+		src = mem
+		switch {
+		case d.mem != nil && n == size:
+			src = unsafe.Add(d.mem, off)
+		case d.mem != nil:
+			bare.Copy(mem, unsafe.Add(d.mem, off), n)
+		case n > 0:
+			errno = preadFull(int(d.fd), mem, size, n, d.fdOff+off)
+		}
+		if errno != 0 {
+			return src, n, errno
+		}
+		if n < size {
+			bare.Zero(unsafe.Add(mem, n), size-n)
+		}
+		if d.sums == nil || sumsFit(d, off, src, n) {
+			return src, n, 0
+		}
+		if tries == sumTries {
+			return src, n, errnoSum
+		}
+		// A Discard may have changed it while it was read.
+		bare.FutexWait(&napWord, 0, patienceNap)
 	}
-	if n < size && errno == 0 {
-		bare.Zero(unsafe.Add(mem, n), size-n)
-	}
-	return mem, n, errno
 }
+
+const sumTries = 3
+
+// sumsFit compares the first n bytes of a page at off, zeros after them, with
+// the store's sums.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func sumsFit(d *desc, off uint64, src unsafe.Pointer, n uintptr) bool {
+	for at := uintptr(0); at < n; at += store.SumBlock {
+		e := bare.Load64((*uint64)(unsafe.Add(d.sums, (uintptr(off)+at)/store.SumBlock*8)))
+		if s := bare.CRC32C(unsafe.Add(src, at), store.SumBlock) ^ zeroSum; s != uint32(e) && s != uint32(e>>32) {
+			return false
+		}
+	}
+	return true
+}
+
+var zeroSum = store.ZeroSum
 
 // storePage writes page from mem to where dirty pages go; in the side store
 // that is place v. It runs without a P.

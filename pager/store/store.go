@@ -69,6 +69,14 @@ type Kernel struct {
 	Direct bool  // FD is open with O_DIRECT
 
 	Mem []byte // memory outside the Go heap; nil: none
+
+	// Sums, if not nil, says of each block of SumBlock bytes what its contents
+	// must be: the low and the high half of a word are each a CRC-32C (of the
+	// block, zeros added to the last one) XOR ZeroSum, and either is good. It
+	// is memory outside the Go heap that does not move, also as the store
+	// grows; words are loaded atomically. Who reads without the store must
+	// check, and must not write: writes go through Start.
+	Sums []uint64
 }
 
 // ErrReadOnly is returned by Truncate and Discard, and given to Write and
