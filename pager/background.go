@@ -38,10 +38,6 @@ const (
 
 // flushTick is the housekeeper's look at dirty pages.
 func (p *Pager) flushTick() {
-	if p.flush.want.Load() {
-		p.flushForRoom()
-		p.roomIfCredits()
-	}
 	if load64(&p.w.dirty) == 0 && !p.flush.sweeping {
 		return
 	}

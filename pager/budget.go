@@ -220,7 +220,7 @@ func (p *Pager) reserve(r *Region, n int64) room {
 		}
 	}
 	for tries := 0; !p.w.takeFrames(n); tries++ {
-		if p.evictSome(max(n, p.evictBatch.Load())) == 0 && tries > 2 {
+		if p.evictUnless(n, max(n, p.evictBatch.Load())) == 0 && tries > 2 {
 			return roomNone
 		}
 	}
@@ -243,9 +243,15 @@ func (p *Pager) unreserve(n int64) {
 }
 
 // keepRoom evicts a batch when few frames are left, after a read has been
-// submitted and before anybody needs the room.
+// submitted and before anybody needs the room. One batch is enough for all who
+// find so at the same time: a thousand writers that each evicted one would pass
+// by all that is dirty a thousand times.
 func (p *Pager) keepRoom() {
-	if load64(&p.w.free) < load64(&p.w.lowWater) {
-		p.evictSome(p.evictBatch.Load())
+	for load64(&p.w.free) < load64(&p.w.lowWater) && p.keeping.CompareAndSwap(false, true) {
+		n := p.evictUnless(0, p.evictBatch.Load())
+		p.keeping.Store(false)
+		if n == 0 {
+			return
+		}
 	}
 }

@@ -134,8 +134,8 @@ func (a *atomicState) growLocked(ctx context.Context) error {
 // roomMade lets those go on who wait for pages to be written.
 func (a *atomicState) roomMade() {
 	p := a.r.p
-	if p.flush.want.Load() || p.waiting.Load() != 0 {
-		p.wakeFlusher()
+	if p.waiting.Load() != 0 {
+		p.rouse()
 	}
 }
 

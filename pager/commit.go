@@ -388,8 +388,7 @@ func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 			r.atomic.cutting.Store(false)
 		}
 		openGates(rs)
-		p.flush.want.Store(true)
-		p.roomMade() // stores that were held
+		p.serveLine() // stores that were held
 		if err != nil {
 			for _, c := range cuts {
 				c.undo()

@@ -192,26 +192,57 @@ var errTable = fmt.Errorf("%w: the page table is full", ErrBudget)
 // errAbsent: the page is not there (any more).
 var errAbsent = fmt.Errorf("pager: page is not resident")
 
-// ensureDirty makes a page that is present Dirty and writable, waiting for
-// room among the dirty pages if need be.
-func (r *Region) ensureDirty(ctx context.Context, page uint64) error {
-	var begun time.Time
+// ensureDirty makes a page that is present Dirty and writable, waiting in line
+// for room among the dirty pages if need be.
+func (r *Region) ensureDirty(page uint64) error {
+	for {
+		if ok, err := r.tryDirty(page); ok || err != nil {
+			return err
+		}
+		if err := r.p.waitCredits(r, r.fpp); err != nil {
+			return err
+		}
+		if err := r.dirtyWith(page); err != errHeld {
+			return err
+		}
+	}
+}
+
+// errHeld: a commit is taking its cut.
+var errHeld = fmt.Errorf("pager: stores are held")
+
+// dirtyWith makes a present page Dirty with credits that the caller has, and
+// gives them back if they are not needed.
+func (r *Region) dirtyWith(page uint64) error {
+	d := r.d
 	for turn := 0; ; turn++ {
-		ok, err := r.tryDirty(page)
-		if ok || err != nil {
-			return err
+		pw, w := d.look(page)
+		switch s := w & stateMask; {
+		case pw != nil && (s == stEvicting || s == stUnlocking || s == stCopying):
+			relaxGo(turn)
+			continue
+		case pw == nil || !present(w):
+			r.p.giveCredits(r.fpp)
+			return errAbsent
+		case s == stDirty || s == stWriting && w&flagRedirtied != 0:
+			r.p.giveCredits(r.fpp) // it has some already
+			return nil
 		}
-		if r.draining.Load() {
-			return ErrClosed
+		needs := w&stateMask == stResident && w&pinMask == 0
+		got := unlock(d, pw, w, page, false)
+		switch {
+		case got == unlockChanged:
+			continue
+		case got == unlockHeld && needs: // and has given them back
+			return errHeld
+		case got == unlockDone && needs: // the page has them now
+			return nil
 		}
-		if begun.IsZero() {
-			begun = time.Now()
-		} else if time.Since(begun) > r.p.opt.StallLimit && r.p.flush.stalled(begun) {
-			return fmt.Errorf("%w: no page could be written to make room for a dirty one in %v", ErrBudget, r.p.opt.StallLimit)
+		r.p.giveCredits(r.fpp)
+		if got == unlockHeld {
+			return errHeld
 		}
-		if err := r.p.flush.waitRoom(ctx, r.p); err != nil {
-			return err
-		}
+		return nil
 	}
 }
 
@@ -239,6 +270,9 @@ func (r *Region) tryDirty(page uint64) (ok bool, err error) {
 		}
 		if bare.Load64(pw) != w {
 			continue
+		}
+		if r.p.lineLen[lineCredits].Load() != 0 {
+			return false, nil // the others came first
 		}
 		// Credits may lie in the shards.
 		if r.p.credits.gather(); load64(&r.p.w.credits) >= r.fpp && turn < 8 {
@@ -309,7 +343,7 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 			}
 			continue
 		case w&stateMask != stDirty && !(w&stateMask == stWriting && w&flagRedirtied != 0):
-			if err := r.ensureDirty(context.Background(), page); err == errAbsent {
+			if err := r.ensureDirty(page); err == errAbsent {
 				continue
 			} else if err != nil {
 				return err
@@ -502,35 +536,9 @@ func (r *Region) Update(ctx context.Context, fn func(mem []byte) error) error {
 	return r.bracket(ctx, fn, true)
 }
 
-// endParkedWrites fails the parked stores to r, which is being closed.
-func (p *Pager) endParkedWrites(r *Region) {
-	f := &p.flush
-	f.mu.Lock()
-	var out []parkedWrite
-	kept := f.parked[:0]
-	for _, w := range f.parked {
-		if w.r == r {
-			out = append(out, w)
-		} else {
-			kept = append(kept, w)
-		}
-	}
-	f.parked = kept
-	f.mu.Unlock()
-	for _, w := range out {
-		r.leave()
-		w.pk.Resume(errnoClosed)
-	}
-}
-
 // startParkedWrite: a goroutine is parked at a store to a clean page because
 // there was no credit. The region has been entered.
 func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool, begun time.Time) {
-	if r.draining.Load() {
-		r.leave()
-		pk.Resume(errnoClosed)
-		return
-	}
 	ok, err := r.tryDirty(page)
 	if !ok && err == nil && stuck {
 		// One store may need two pages dirty at once, and cleaning one for the
@@ -543,9 +551,24 @@ func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool, begun
 		pk.Resume(0)
 		return
 	}
-	f := &r.p.flush
-	f.mu.Lock()
-	f.parked = append(f.parked, parkedWrite{r: r, pk: pk, page: page, stuck: stuck, begun: begun})
-	f.mu.Unlock()
-	r.p.wakeFlusher()
+	op := r.newCreditOp(r.fpp)
+	op.isPark, op.parked, op.begun = true, pk, begun
+	op.one[0] = pageRange{page, 1}
+	op.ranges = op.one[:]
+	op.left.Store(1)
+	r.p.enqueue(op)
+}
+
+// endParkedWrite ends the wait of a parked store: with credits, or with an
+// error. The op has been freed.
+func (r *Region) endParkedWrite(pk coro.Parked, page uint64, begun time.Time, err error) {
+	errno := uintptr(0)
+	if err != nil {
+		errno = r.noteFault(err)
+	} else if r.dirtyWith(page) == errHeld {
+		r.startParkedWrite(pk, page, false, begun)
+		return
+	} // Whatever else became of the page, the store goes on, or faults anew.
+	r.leave()
+	pk.Resume(errno)
 }

@@ -106,7 +106,7 @@ func (p *Pager) waitWake(d time.Duration) {
 
 // idle: nobody waits and nothing is dirty, so that no clock is needed.
 func (p *Pager) idle() bool {
-	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0 && p.holds.n.Load() == 0 && !p.flush.want.Load() && !p.flush.sweeping
+	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0 && p.holds.n.Load() == 0 && !p.flush.sweeping
 }
 
 // rouse wakes the housekeeper from ordinary code.

@@ -131,6 +131,27 @@ func (ev *evictState) taken(d *desc) (frames int64) {
 // they can leave next time.
 func (p *Pager) evictSome(n int64) int64 {
 	p.evictMu.Lock()
+	return p.evictLocked(n)
+}
+
+// evictUnless is evictSome for those who want frames beside the fault server's,
+// or (0) that there are not few. Many may want that at once; who has waited for
+// another's eviction may find that it was enough for both.
+func (p *Pager) evictUnless(frames, n int64) int64 {
+	enough := load64(&p.w.lowWater)
+	if frames > 0 {
+		enough = frames + load64(&p.w.serverFrames)
+	}
+	p.evictMu.Lock()
+	if free := load64(&p.w.free); free >= enough {
+		p.evictMu.Unlock()
+		return free
+	}
+	return p.evictLocked(n)
+}
+
+// evictLocked is evictSome with evictMu held, which it unlocks.
+func (p *Pager) evictLocked(n int64) int64 {
 	var total int
 	for _, dm := range p.domains {
 		total += dm.policy.Len()

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
 )
 
 // The lines for room
@@ -53,6 +55,18 @@ func (op *waitOp) line() int {
 	return lineFrames
 }
 
+// newCreditOp makes an op that wants n credits and no frames, for a page that is
+// there and is to be written to.
+func (r *Region) newCreditOp(n int64) *waitOp {
+	op := newOp(r)
+	op.ticket, op.write, op.resident, op.need = true, true, true, n
+	return op
+}
+
+// waitCredits takes n credits, waiting in line if there are none. The caller
+// has entered the region.
+func (p *Pager) waitCredits(r *Region, n int64) error { return p.waitTicket(r.newCreditOp(n)) }
+
 // credits is how many the op needs to begin.
 func (op *waitOp) credits() int64 {
 	if op.pin || op.ticket && op.write {
@@ -64,9 +78,17 @@ func (op *waitOp) credits() int64 {
 // enqueue puts op in line.
 func (p *Pager) enqueue(op *waitOp) {
 	l := &p.line
-	k := op.line()
 	l.mu.Lock()
-	q := &l.queue[k]
+	p.append(op.line(), op)
+	l.mu.Unlock()
+	p.w.wake() // the housekeeper has a clock to look at
+	// Room may have been made before the line was seen to be there.
+	p.serveLine()
+}
+
+// append puts op at the end of line k. l.mu is held.
+func (p *Pager) append(k int, op *waitOp) {
+	q := &p.line.queue[k]
 	op.inLine, op.nextInLine = true, nil
 	if q.tail == nil {
 		q.head = op
@@ -76,10 +98,6 @@ func (p *Pager) enqueue(op *waitOp) {
 	q.tail = op
 	p.waiting.Add(1)
 	p.lineLen[k].Add(1)
-	l.mu.Unlock()
-	p.w.wake() // the housekeeper has a clock to look at
-	// Room may have been made before the line was seen to be there.
-	p.serveLine()
 }
 
 // unlink takes op out of line k. l.mu is held.
@@ -150,7 +168,7 @@ func (p *Pager) serveFirst(k int) bool {
 		l.mu.Unlock()
 		return false
 	}
-	if cancel == nil && got == roomNotHere && op.begunWaiting(p.opt.StallLimit) {
+	if cancel == nil && got == roomNotHere && !op.resident && op.begunWaiting(p.opt.StallLimit) {
 		cancel = fmt.Errorf("%w: MaxResident is reached, and nothing of the region could leave for %v", ErrBudget, p.opt.StallLimit)
 		got = roomNone
 	}
@@ -166,11 +184,7 @@ func (p *Pager) serveFirst(k int) bool {
 		moved := l.queue[k].head == op && l.queue[k].tail != op
 		if moved {
 			p.unlink(k, op)
-			q := &l.queue[k]
-			q.tail.nextInLine, op.inLine = op, true
-			q.tail = op
-			p.waiting.Add(1)
-			p.lineLen[k].Add(1)
+			p.append(k, op)
 		}
 		op.passed++
 		first := l.queue[k].head.passed
@@ -183,7 +197,9 @@ func (p *Pager) serveFirst(k int) bool {
 	l.mu.Unlock()
 	if cancel != nil {
 		if got == roomMade {
-			p.w.giveFrames(op.need)
+			if !op.resident {
+				p.w.giveFrames(op.need)
+			}
 			saved = creds // they are all ours
 		}
 		p.credits.give(saved, true)
@@ -219,12 +235,18 @@ const (
 // reserveFor takes the op's frames and credits, both or none. What has been
 // saved for the op is used up when both are had.
 func (p *Pager) reserveFor(op *waitOp) room {
+	if op.resident && bare.Load32(&op.r.d.cut) != 0 {
+		return roomNotHere // a commit holds the stores to its region
+	}
 	creds := op.credits() - op.saved
 	if creds > 0 && !p.takeOrDrop(creds) {
 		if load64(&p.w.dirty) > 0 {
 			p.flushForRoom() // dirty pages have credits too
 		}
 		return roomNone
+	}
+	if op.resident {
+		return roomMade
 	}
 	held := false
 	switch {
@@ -269,6 +291,11 @@ func (p *Pager) takeOrDrop(n int64) bool {
 func (p *Pager) waitFrames(r *Region, n int64, write bool) error {
 	op := newOp(r)
 	op.ticket, op.write, op.need = true, write, n
+	return p.waitTicket(op)
+}
+
+func (p *Pager) waitTicket(op *waitOp) error {
+	r := op.r
 	if p.lineLen[op.line()].Load() == 0 && p.reserveFor(op) == roomMade {
 		op.free()
 		return nil
@@ -340,14 +367,33 @@ func (p *Pager) breakStall() {
 		return
 	}
 	have := p.credits.left() + op.saved
-	if l.first != op || have > l.best || have >= op.credits() {
+	// A device that is merely slow is waited for: writes are in flight, and none
+	// has failed.
+	slow := p.writingFrames.Load() > 0 && p.flush.failed.Load() < l.since.UnixNano()
+	if l.first != op || have > l.best || have >= op.credits() || slow {
 		l.first, l.best, l.since = op, have, now
 		l.mu.Unlock()
 		return
 	}
 	stalled := now.Sub(l.since) >= p.opt.StallLimit
+	if stalled && op.isPark && !op.served {
+		// A store has no other way than to wait, but nobody has to wait behind it.
+		saved := op.saved
+		op.saved = 0
+		if l.queue[lineCredits].tail != op {
+			p.unlink(lineCredits, op)
+			p.append(lineCredits, op)
+		}
+		l.first = nil
+		l.mu.Unlock()
+		if saved > 0 {
+			p.credits.give(saved, true)
+			p.serveLine()
+		}
+		return
+	}
 	l.mu.Unlock()
-	if !stalled {
+	if !stalled || op.isPark {
 		return
 	}
 	p.leaveLine(op, fmt.Errorf("%w: %d bytes more cannot be pinned, and nothing was unpinned for %v", ErrBudget, op.need<<frameShift, p.opt.StallLimit))
@@ -355,7 +401,6 @@ func (p *Pager) breakStall() {
 
 // giveCredits returns credits of pages that are not pinned (or dirty) any more.
 func (p *Pager) giveCredits(n int64) {
-	wanted := p.flush.want.Load()
 	if p.lineLen[lineCredits].Load() != 0 {
 		p.line.mu.Lock()
 		if op := p.line.queue[lineCredits].head; op != nil && !op.served && op.saved+n <= op.credits() {
@@ -367,10 +412,7 @@ func (p *Pager) giveCredits(n int64) {
 			p.credits.give(n, true)
 		}
 	} else {
-		p.credits.give(n, wanted)
-	}
-	if wanted {
-		p.roomMade()
+		p.credits.give(n, false)
 	}
 	if p.waiting.Load() != 0 {
 		p.serveLine()

@@ -46,6 +46,7 @@ type Pager struct {
 	jobs       jobQueue
 	aheadPages atomic.Int64 // frames on their way in by prefetch
 
+	keeping atomic.Bool // somebody is in keepRoom
 	evictMu sync.Mutex
 	ev      evictState
 	shared  *domain
@@ -64,7 +65,8 @@ type Pager struct {
 	wg       sync.WaitGroup
 	flush    flusher
 
-	writingFrames atomic.Int64 // page writes in flight
+	writingFrames atomic.Int64 // in flight to the store
+	writingIOs    atomic.Int32 // writes they make
 
 	holds holdTable
 

@@ -394,7 +394,6 @@ func (r *Region) close() error {
 	p.drain(func() bool {
 		p.emptyLine(r, ErrClosed)
 		p.abandonAll(r, ErrClosed)
-		p.endParkedWrites(r)
 		return r.active.Load() == 0
 	})
 	p.drain(func() bool {

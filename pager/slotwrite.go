@@ -253,8 +253,9 @@ func (w *slotWrite) end(err error) {
 	}
 	*w = slotWrite{pages: w.pages[:0]}
 	slotWritePool.Put(w)
-	if clean > 0 {
+	if clean > 0 || err == nil && p.lineLen[lineCredits].Load() > 0 {
 		p.cleaned()
 	}
+	p.feed()
 	r.leave()
 }

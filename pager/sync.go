@@ -26,21 +26,20 @@ import (
 
 // SyncOp is a sync under way.
 type SyncOp struct {
-	r       *Region
-	first   uint64 // range, in pages
-	end     uint64
-	efd     *sharedEventfd
-	done    chan struct{}
-	begun   time.Time
-	left    atomic.Int64 // pages to be written, plus one while the op is being started
-	running atomic.Int64 // about how many of them are being written
-	todo    []dirtyPage  // to be started; guarded by mu
-	mu      sync.Mutex
-	err     error
-	gone    atomic.Bool         // a commit that nobody waits for any more
-	again   map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
-	flushO  aio.Op
-	track   tracked
+	r      *Region
+	first  uint64 // range, in pages
+	end    uint64
+	efd    *sharedEventfd
+	done   chan struct{}
+	begun  time.Time
+	left   atomic.Int64 // pages to be written, plus one while the op is being started
+	todo   []dirtyPage  // to be started; guarded by mu
+	mu     sync.Mutex
+	err    error
+	gone   atomic.Bool         // a commit that nobody waits for any more
+	again  map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
+	flushO aio.Op
+	track  tracked
 }
 
 // SyncEventfd is SyncRange that does not wait: efd, an eventfd of the caller
@@ -177,34 +176,26 @@ func (s *SyncOp) start() {
 	r.write.mu.Unlock()
 	// A page of the list that somebody else begins to write before we do is
 	// as good: his copy is made after the call.
-	s.mu.Lock()
-	s.todo = list
-	s.mu.Unlock()
-	s.pump()
+	if len(list) > 0 {
+		s.mu.Lock()
+		s.todo = list
+		s.mu.Unlock()
+		// As much at a time as is good for the device: a Sync of a large region
+		// must not double its memory, nor must a hundred of small ranges.
+		r.p.hunger(s)
+		r.p.feed()
+	}
 	s.pageDone()
 }
 
-// syncWindow is how many frames of one op are copied and in flight at a time,
-// roughly: a Sync of a large region must not double its memory.
-const syncWindow = writeWindow
-
-// pump starts writes of the op as the window allows.
-func (s *SyncOp) pump() {
-	pages := int(max(1, syncWindow/s.r.fpp))
-	for {
-		s.mu.Lock()
-		n := min(len(s.todo), pages/2)
-		n = max(n, min(1, len(s.todo)))
-		if n == 0 || s.running.Load() >= int64(pages) {
-			s.mu.Unlock()
-			return
-		}
-		list := s.todo[:n:n]
-		s.todo = s.todo[n:]
-		s.running.Add(int64(n))
-		s.mu.Unlock()
-		s.r.p.writeBack(list, writeSync)
-	}
+// next takes the pages of the op that are to be written next.
+func (s *SyncOp) next() []dirtyPage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := min(len(s.todo), int(max(1, feedStep/s.r.fpp)))
+	list := s.todo[:n:n]
+	s.todo = s.todo[n:]
+	return list
 }
 
 // eachDirty calls fn for the pages of the op's range that are Dirty or
@@ -225,7 +216,13 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 		for page := max(first, s.first); page < min(first+leafPages, s.end); page++ {
 			for turn := 0; ; turn++ {
 				pw, w := d.look(page)
-				if st := w & stateMask; pw == nil || st < stUnlocking || st > stWriting {
+				st := w & stateMask
+				if st == stInstalling {
+					// It may be born dirty, and stored to already.
+					relaxGo(turn)
+					continue
+				}
+				if pw == nil || st < stUnlocking || st > stWriting {
 					break
 				} else if st == stDirty || st == stWriting {
 					fn(page, w)
@@ -338,12 +335,7 @@ func (r *Region) pageWritten(page uint64) {
 
 // pageDone lowers the op's count; the last one flushes the store.
 func (s *SyncOp) pageDone() {
-	left := s.left.Add(-1)
-	if left != 0 {
-		// Pages that others wrote count as well: it is a window, not a ledger.
-		if s.running.Add(-1) < int64(max(1, syncWindow/s.r.fpp))/2 {
-			s.pump()
-		}
+	if s.left.Add(-1) != 0 {
 		return
 	}
 	s.mu.Lock()

@@ -50,13 +50,14 @@ const (
 
 // waitOp is one request for pages.
 type waitOp struct {
-	r      *Region
-	ranges []pageRange // what is wanted, in pages
-	one    [1]pageRange
-	pin    bool // the pages are to be pinned
-	hold   bool // a parked access that is to be pinned if that can be had
-	ticket bool // frames are all it wants, which the owner uses himself …
-	write  bool // … for pages that are born dirty: with a credit for each
+	r        *Region
+	ranges   []pageRange // what is wanted, in pages
+	one      [1]pageRange
+	pin      bool // the pages are to be pinned
+	hold     bool // a parked access that is to be pinned if that can be had
+	ticket   bool // frames are all it wants, which the owner uses himself …
+	write    bool // … for pages that are born dirty: with a credit for each
+	resident bool // … a ticket for a page that is there: credits only
 
 	left  atomic.Int32 // pages still missing, plus one while the op is being started
 	state atomic.Uint32
@@ -162,6 +163,12 @@ func (op *waitOp) pageDone() {
 func (op *waitOp) complete() {
 	if op.err != nil {
 		op.undo()
+	}
+	if op.isPark && op.ticket {
+		pk, r, page, begun, err := op.parked, op.r, op.one[0].first, op.begun, op.err
+		op.free()
+		r.endParkedWrite(pk, page, begun, err)
+		return
 	}
 	if op.isPark {
 		// The parked goroutine may run at once and fault again: nothing of

@@ -251,15 +251,6 @@ func (l *look) requests() {
 		}
 	}
 	p.line.mu.Unlock()
-	p.flush.mu.Lock()
-	for i := range p.flush.parked {
-		w := &p.flush.parked[i]
-		if age := l.now.Sub(w.begun); age >= l.limit {
-			l.name(Wedge{Kind: WedgedRoom, Name: "parked in place", Offset: int64(w.page << w.r.shift), Len: 1 << w.r.shift, Age: age}, w.r, w.told)
-			w.told = true
-		}
-	}
-	p.flush.mu.Unlock()
 }
 
 // sight notes that something is there, and since when.

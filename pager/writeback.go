@@ -4,17 +4,14 @@ package pager
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
-	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/store"
@@ -49,7 +46,7 @@ const (
 	writeAge   writeWhy = iota // in the background: the clock, too many dirty pages, a policy
 	writeNeed                  // somebody waits for room among the dirty pages
 	writeEvict                 // eviction: they leave as soon as they are clean
-	writeSync                  // somebody waits for it: no limit on writes in flight
+	writeSync                  // somebody waits for it, and has seen to it that there is room in flight
 )
 
 var writePool = sync.Pool{New: func() any { return new(writeIO) }}
@@ -186,96 +183,43 @@ func endWrite(d *desc, page uint64, ok bool) (clean, free bool) {
 	}
 }
 
-// flusher is the pager's side of writing back.
-type flusher struct {
-	mu     sync.Mutex
-	room   chan struct{} // closed and replaced whenever a dirty page became clean
-	want   atomic.Bool   // somebody needs room
-	last   atomic.Int64  // when a page last became clean (UnixNano)
-	parked []parkedWrite
-	hand   atomic.Uint32 // the leaf to look at next
-	ios    atomic.Int64  // writes in the background that are under way
-
-	sweeping bool // the housekeeper's: some region has something left to write
-}
-
-type parkedWrite struct {
-	r     *Region
-	pk    coro.Parked
-	page  uint64
-	stuck bool
-	begun time.Time
-	told  bool // the wedge detector's
-}
-
-// waitRoom waits until some dirty page has become clean, or a while.
-func (f *flusher) waitRoom(ctx context.Context, p *Pager) error {
-	f.mu.Lock()
-	if f.room == nil {
-		f.room = make(chan struct{})
-	}
-	ch := f.room
-	f.mu.Unlock()
-	f.want.Store(true)
-	p.flushForRoom()
-	t := time.NewTimer(5 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-ch:
-	case <-t.C:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return nil
-}
-
-// stalled: nothing has become clean since begun.
-func (f *flusher) stalled(begun time.Time) bool { return f.last.Load() < begun.UnixNano() }
-
-// roomMade tells those who wait for dirty pages to become clean.
-func (p *Pager) roomMade() {
-	f := &p.flush
-	f.last.Store(time.Now().UnixNano())
-	if !f.want.Load() {
-		return
-	}
-	f.mu.Lock()
-	f.want.Store(false)
-	if f.room != nil {
-		close(f.room)
-		f.room = nil
-	}
-	parked := f.parked
-	f.parked = nil
-	f.mu.Unlock()
-	for _, w := range parked {
-		w.r.startParkedWrite(w.pk, w.page, w.stuck, w.begun)
-	}
-}
-
-// wakeFlusher asks the housekeeper to write something.
-func (p *Pager) wakeFlusher() {
-	p.flush.want.Store(true)
-	p.rouse()
-}
-
 // dirtyPage names a page that may be dirty.
 type dirtyPage struct {
 	d    *desc
 	page uint64
 }
 
-// writeWindow bounds, in frames, the copies of pages on their way to the store.
-const writeWindow = 2048
+// writeBatch is writes that are about to be started: those of one region go to
+// the store together, and the device is told once.
+type writeBatch struct {
+	st  store.Store
+	ops []*aio.Op
+}
 
-// writeRoom limits how much of what is dirty may be in flight at once, so that
-// the fault server always finds a dirty page that it may write itself.
-func (p *Pager) writeRoom() int64 {
-	return max(1, min(p.pinnable.Load()/2, writeWindow)) - p.writingFrames.Load()
+// writeBatchMax is how many writes of a batch wait for each other at most.
+const writeBatchMax = 32
+
+var writeBatchPool = sync.Pool{New: func() any { return &writeBatch{ops: make([]*aio.Op, 0, writeBatchMax)} }}
+
+func (b *writeBatch) add(w *writeIO) {
+	if len(b.ops) == writeBatchMax || len(b.ops) > 0 && b.st != w.st {
+		b.start(w.r.p)
+	}
+	b.st, b.ops = w.st, append(b.ops, &w.op)
+}
+
+// start hands the batch over. The region has been entered.
+func (b *writeBatch) start(p *Pager) {
+	if len(b.ops) > 0 {
+		b.st.Start(p.engine, b.ops)
+		clear(b.ops)
+		b.st, b.ops = nil, b.ops[:0]
+	}
 }
 
 // writeBack starts writing the given pages, as far as they are Dirty, each
-// together with its neighbours in the list, and returns how many it started.
+// together with its neighbours in the list, and returns how many it started. But
+// for writeSync it ends when enough is in flight.
 func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
 	slices.SortFunc(list, func(a, b dirtyPage) int {
 		if a.d != b.d {
@@ -283,64 +227,67 @@ func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
 		}
 		return cmp.Compare(a.page, b.page)
 	})
-	for i := 0; i < len(list); {
-		d, page := list[i].d, list[i].page
-		r := regionOf(d)
-		if r != nil && (why == writeSync && !r.enterAlways() || why != writeSync && !r.enterFault()) {
-			r = nil
-		}
-		k := i + 1
-		for k < len(list) && list[k].d == d && (r != nil && r.atomic != nil || list[k].page == list[k-1].page+1) {
+	b := writeBatchPool.Get().(*writeBatch)
+	defer writeBatchPool.Put(b)
+	for len(list) > 0 {
+		d := list[0].d
+		k := 1
+		for k < len(list) && list[k].d == d {
 			k++
 		}
-		part := list[i:k]
-		n := list[k-1].page - page + 1
-		i = k
-		if r == nil || r.p != p || r.d != d {
-			if r != nil {
-				r.leave()
+		if r := regionOf(d); r != nil && (why == writeSync && r.enterAlways() || why != writeSync && r.enterFault()) {
+			// The descriptor may be another region's by now.
+			switch {
+			case r.p != p || r.d != d || why != writeSync && r.opt.Writeback.NoSteal:
+			case r.atomic != nil:
+				n, full := r.writeSlots(list[:k], why, nil)
+				if started += n; full {
+					r.atomic.poke()
+				}
+			default:
+				started += p.writePages(r, list[:k], why, b)
 			}
-			continue
+			r.leave()
 		}
-		if r.atomic != nil {
-			k, full := r.writeSlots(part, why, nil)
-			started += k
-			if full {
-				r.atomic.poke()
-			}
-			n = 0
-		}
-		for n > 0 {
-			if why != writeSync && p.writeRoom() <= 0 {
-				r.leave()
-				return started
-			}
-			took := p.writeRun(r, page, n, why)
-			started += int(took)
-			took = max(1, took) // not dirty (any more): next
-			if took >= n {
-				break
-			}
-			page += took
-			n -= took
-		}
-		r.leave()
+		list = list[k:]
 	}
 	return started
 }
 
-// writeRun starts one write of at most n consecutive dirty pages and says how
-// many it took.
-func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64) {
-	if pw, w := r.d.look(first); pw == nil || w&stateMask != stDirty {
-		return 0
+// writePages is writeBack for the pages of one region, in order.
+func (p *Pager) writePages(r *Region, list []dirtyPage, why writeWhy, b *writeBatch) (started int) {
+	for i := 0; i < len(list) && (why == writeSync || p.writeRoom() > 0); {
+		n := 1
+		for i+n < len(list) && list[i+n].page == list[i].page+uint64(n) {
+			n++
+		}
+		took := int(p.writeRun(r, list[i].page, uint64(n), why, b))
+		started += took
+		i += max(1, took) // 0: it is not dirty (any more)
 	}
-	if !r.d.placeRoom(first) || why != writeSync && r.tooSoonToAsk() {
+	b.start(p)
+	return started
+}
+
+// dirtyRun is how many of n consecutive pages are Dirty, from the first on.
+func (r *Region) dirtyRun(first, n uint64) (k uint64) {
+	for ; k < n; k++ {
+		if pw, w := r.d.look(first + k); pw == nil || w&stateMask != stDirty {
+			break
+		}
+	}
+	return k
+}
+
+// writeRun makes one write of at most n consecutive dirty pages, puts it into
+// b, and says how many pages it took.
+func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch) (took uint64) {
+	// What is not dirty now must not have a buffer.
+	n = r.dirtyRun(first, min(n, max(1, uint64(maxRun>>r.shift))))
+	if n == 0 || !r.d.placeRoom(first) || why != writeSync && r.tooSoonToAsk() {
 		return 0
 	}
 	maxPages := max(1, uint64(copyMax)*FrameSize>>r.shift)
-	n = min(n, uint64(maxRun>>r.shift))
-	n = max(1, n)
 	buf := bufs.get(int(n << r.shift))
 	for took < n {
 		k := copyOut(r.d, first+took, int(min(n-took, maxPages)), unsafe.Pointer(&buf.mem[took<<r.shift]))
@@ -358,36 +305,30 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy) (took uint64)
 		r.putBack(first, took)
 		if took > 1 { // one of them may be what keeps the others
 			for i := range took {
-				p.writeRun(r, first+i, 1, why)
+				p.writeRun(r, first+i, 1, why, b)
 			}
 		}
 		return took
-	}
-	if r.opt.Seal != nil {
-		for i := range took {
-			if err := r.seal(first+i, buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
-				w := writePool.Get().(*writeIO)
-				*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf}
-				p.began(why)
-				r.active.Add(1)
-				r.write.inflight.Add(int64(took))
-				p.writingFrames.Add(int64(took) * r.fpp)
-				p.writeDone(w, fmt.Errorf("seal: %w", err))
-				return took
-			}
-		}
 	}
 	p.began(why)
 	r.active.Add(1) // until writeDone
 	r.write.inflight.Add(int64(took))
 	p.writingFrames.Add(int64(took) * r.fpp)
+	p.writingIOs.Add(1)
 	w := writePool.Get().(*writeIO)
 	*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf, st: r.writeStore()}
+	if r.opt.Seal != nil {
+		for i := range took {
+			if err := r.seal(first+i, buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
+				p.writeDone(w, fmt.Errorf("seal: %w", err))
+				return took
+			}
+		}
+	}
 	w.op = aio.Op{Code: aio.Write, Off: int64(first << r.shift), Buf: buf.mem[:took<<r.shift], Done: writeIODone, Arg: w}
-	ops := [1]*aio.Op{&w.op}
 	w.track = tracked{kind: WedgedWrite, r: r, off: w.op.Off, n: int64(len(w.op.Buf))}
 	p.tracks.add(&w.track)
-	w.st.Start(p.engine, ops[:])
+	b.add(w)
 	return took
 }
 
@@ -425,6 +366,7 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 		}
 	} else {
 		p.stats.writeErrors.Add(1)
+		p.flush.failed.Store(time.Now().UnixNano())
 		err = r.fault("write", first, err)
 		p.event(func(e *EventListener) {
 			if e.WriteError != nil {
@@ -440,6 +382,7 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 		p.giveCredits(free * r.fpp)
 	}
 	p.writingFrames.Add(-int64(n) * r.fpp)
+	p.writingIOs.Add(-1)
 	r.write.inflight.Add(-int64(n))
 	for _, s := range ready {
 		s.pageDone()
@@ -452,8 +395,11 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 		if why == writeEvict {
 			p.evictNext(r, first, uint64(n))
 		}
-		p.cleaned()
 	}
+	if clean > 0 || err == nil && p.lineLen[lineCredits].Load() > 0 {
+		p.cleaned() // or somebody is to have other pages written
+	}
+	p.feed()
 	r.leave()
 }
 
@@ -469,84 +415,9 @@ func (p *Pager) evictNext(r *Region, first, n uint64) {
 	p.evictMu.Unlock()
 }
 
-// cleaned lets those go on who wait for dirty pages to become clean, or for
-// clean ones to leave.
+// cleaned lets those go on who wait for credits, or for clean pages to leave.
 func (p *Pager) cleaned() {
-	p.roomMade()
 	if p.waiting.Load() != 0 {
 		p.serveLine()
-	}
-}
-
-// collectDirty appends the pages of d (nil: of all regions of p) that are
-// marked dirty, at most limit (0: all), going round through the leaves.
-func (p *Pager) collectDirty(list []dirtyPage, only *desc, limit int) []dirtyPage {
-	used := atomic.LoadUint32(&sp.leafUsed)
-	start := p.flush.hand.Load()
-	if limit == 0 {
-		start = 0
-	}
-	for i := uint32(0); i <= used; i++ {
-		leaf := (start + i) % (used + 1)
-		m := metaOf(leaf)
-		bits := atomic.LoadUint64(&m.dirty)
-		if leaf == 0 || bits == 0 {
-			continue
-		}
-		di := atomic.LoadUint32(&m.desc)
-		if di == 0 || only != nil && di != only.index {
-			continue
-		}
-		d := descAt(di)
-		if d.words != p.w {
-			continue
-		}
-		if only == nil {
-			if r := regionOf(d); r == nil || r.opt.Writeback.NoSteal {
-				continue
-			}
-		}
-		group := atomic.LoadUint64(&m.group)
-		if !d.owns(leaf, group) {
-			continue
-		}
-		for k := range uint64(leafPages) {
-			if bits>>k&1 != 0 && (limit == 0 || d.mayClean(group<<leafShift+k)) {
-				list = append(list, dirtyPage{d, group<<leafShift + k})
-			}
-		}
-		if limit > 0 && len(list) >= limit {
-			p.flush.hand.Store(leaf + 1)
-			break
-		}
-	}
-	return list
-}
-
-// owns: the leaf is the one of this group of the region now.
-func (d *desc) owns(leaf uint32, group uint64) bool {
-	return group<<leafShift < d.pages && uint32(atomic.LoadUint64(d.dirEntry(group<<leafShift)))&dirLeafMask == leaf
-}
-
-// mayClean: the page is Dirty and would be clean after a write.
-func (d *desc) mayClean(page uint64) bool {
-	pw, w := d.look(page)
-	return pw != nil && w&stateMask == stDirty && w&flagWritePin == 0
-}
-
-// flushForRoom writes some dirty pages because somebody needs room.
-func (p *Pager) flushForRoom() {
-	n := int(max(1, min(256, p.writeRoom())))
-	if p.writeRoom() <= 0 {
-		return
-	}
-	p.writeBack(p.collectDirty(nil, nil, n), writeNeed)
-}
-
-// roomIfCredits wakes those who wait for room if there is some after all.
-func (p *Pager) roomIfCredits() {
-	p.credits.gather()
-	if load64(&p.w.credits) > 0 {
-		p.roomMade()
 	}
 }
