@@ -15,11 +15,12 @@ import (
 type buffer struct {
 	mem  []byte
 	next *buffer
+	cold bool // idle, and without memory
 }
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
-// pagers bound how many are out. Small ones share mappings and stay with the
-// process; large ones beyond bufferKeep idle bytes are unmapped.
+// pagers bound how many are out. Of those that are idle beyond bufferKeep bytes,
+// large ones are unmapped; small ones share mappings and give their memory back.
 type bufferPool struct {
 	mu    sync.Mutex
 	free  [10]*buffer // 4 KiB … 2 MiB
@@ -39,7 +40,12 @@ func (bp *bufferPool) get(n int) *buffer {
 	bp.mu.Lock()
 	if b := bp.free[c]; b != nil {
 		bp.free[c] = b.next
-		bp.idle -= int64(len(b.mem))
+		if b.cold {
+			b.cold = false
+			bp.bytes.Add(int64(len(b.mem)))
+		} else {
+			bp.idle -= int64(len(b.mem))
+		}
 		bp.mu.Unlock()
 		return b
 	}
@@ -78,8 +84,14 @@ func (bp *bufferPool) put(b *buffer) {
 		_ = unix.MunmapPtr(unsafe.Pointer(&b.mem[0]), uintptr(len(b.mem)))
 		return
 	}
+	// (Refused where memory is locked: then they stay.)
+	if bp.idle+int64(len(b.mem)) > bufferKeep && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil {
+		b.cold = true
+		bp.bytes.Add(-int64(len(b.mem)))
+	} else {
+		bp.idle += int64(len(b.mem))
+	}
 	b.next = bp.free[c]
 	bp.free[c] = b
-	bp.idle += int64(len(b.mem))
 	bp.mu.Unlock()
 }

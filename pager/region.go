@@ -389,9 +389,10 @@ func (r *Region) close() error {
 	}
 	r.draining.Store(true)
 	p.dropJobs(r)
-	p.emptyLine(r, ErrClosed)
-	p.abandonAll(r, ErrClosed)
 	p.drain(func() bool {
+		if r.active.Load() == 0 {
+			return true // nobody who waits: looking for them costs more than all the rest
+		}
 		p.emptyLine(r, ErrClosed)
 		p.abandonAll(r, ErrClosed)
 		return r.active.Load() == 0

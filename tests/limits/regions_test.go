@@ -154,7 +154,7 @@ func TestPagersLeakNothing(t *testing.T) {
 	}
 	rounds := 200
 	if fixture.Torture() {
-		rounds = 10_000
+		rounds = 2000 // tens of ms each: io_destroy waits until all processors have passed
 	}
 	s := newSmall(t, 100)
 	round := func(i int) {
@@ -196,14 +196,15 @@ func TestPagersLeakNothing(t *testing.T) {
 	}
 }
 
-// TestMapAndCloseIsCheap asserts a tenth of what BenchmarkMapClose shows.
+// TestMapAndCloseIsCheap: 50 µs without I/O, of which BenchmarkMapClose shows a
+// tenth. The machine may be busy, so the best of many counts.
 func TestMapAndCloseIsCheap(t *testing.T) {
 	if child.Isolate(t, child.Options{Procs: 2}) {
 		return
 	}
 	best := time.Hour
-	for try := 0; try < 10 && best > 50*time.Microsecond; try++ {
-		const n = 500
+	for try := 0; try < 50 && best > 50*time.Microsecond; try++ {
+		const n = 100
 		p := fixture.Pager(t, pager.Options{Budget: mib})
 		s := newSmall(t, 2)
 		start := time.Now()
@@ -213,8 +214,8 @@ func TestMapAndCloseIsCheap(t *testing.T) {
 		best = min(best, time.Since(start)/n)
 	}
 	t.Logf("%v", best)
-	if best > 500*time.Microsecond {
-		t.Errorf("Map and Close take %v at best; 50 µs is the aim", best)
+	if best > 50*time.Microsecond && !child.Race {
+		t.Errorf("Map and Close take %v at best", best)
 	}
 }
 

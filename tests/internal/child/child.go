@@ -116,7 +116,7 @@ func Run(t *testing.T, o Options) Result {
 	if deadline == 0 {
 		deadline = time.Minute
 	}
-	if raceEnabled {
+	if Race {
 		deadline *= 2
 	}
 	// The death signal of attributes follows the thread that starts the child.

@@ -2,4 +2,5 @@
 
 package child
 
-const raceEnabled = false
+// Race: this is a build with the race detector.
+const Race = false

@@ -2,4 +2,5 @@
 
 package child
 
-const raceEnabled = true
+// Race: this is a build with the race detector.
+const Race = true
