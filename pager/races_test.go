@@ -79,7 +79,7 @@ func TestCloseKeepsWhatWasWrittenUnderAPin(t *testing.T) {
 // 51
 func TestLineOverMemoryStore(t *testing.T) {
 	p, r := rawMap(t, Options{Budget: 32 * FrameSize, StallLimit: 200 * time.Millisecond}, store.NewMemory(512*FrameSize), RegionOptions{Prefetch: prefetch.None()})
-	if !within(t, 20*time.Second, "readers and writers", func() {
+	if !within(t, time.Minute, "readers and writers", func() {
 		var wg sync.WaitGroup
 		for g := range 16 {
 			wg.Go(func() {
