@@ -8,6 +8,9 @@ const negative, negativeRoom = 0, 0
 const (
 	hideRegisters = 1 << iota
 	clearAsyncSafePoint
+	keepDirection
+	assumeLeaves
+	noXRegs
 )
 
 //go:nosplit

@@ -14,6 +14,9 @@ import (
 //	hide-registers   the collector does not see a parked goroutine's registers
 //	sse-only         only x87 and SSE state is restored
 //	clear-asp        g.asyncSafePoint is not set, so that the stack may move
+//	keep-direction   the direction flag stays as a backward memmove has set it
+//	assume-leaves    a leaf is parked in without asking the runtime
+//	no-xregs         g.xRegs.state is not set (Go 1.27 wants it)
 var negative = parseNegative(os.Getenv("UFFDPAGER_NEGATIVE"))
 
 const negativeRoom = 128 // hideFrame's, in every slot
@@ -21,6 +24,9 @@ const negativeRoom = 128 // hideFrame's, in every slot
 const (
 	hideRegisters = 1 << iota
 	clearAsyncSafePoint
+	keepDirection
+	assumeLeaves
+	noXRegs
 )
 
 func parseNegative(s string) (n int) {
@@ -29,6 +35,11 @@ func parseNegative(s string) (n int) {
 	}
 	if strings.Contains(s, "clear-asp") {
 		n |= clearAsyncSafePoint
+	}
+	for name, bit := range map[string]int{"keep-direction": keepDirection, "assume-leaves": assumeLeaves, "no-xregs": noXRegs} {
+		if strings.Contains(s, name) {
+			n |= bit
+		}
 	}
 	if strings.Contains(s, "sse-only") {
 		xrstorMask = 3

@@ -23,14 +23,15 @@
 //
 // gopark is entered behind its stack check for the same reason (stackNeed has
 // made sure that there is room). Its arguments, in Go's register convention:
-// unlockf AX, lock BX, reason CL = waitReasonIOWait, traceReason DI, skip SI.
+// unlockf AX, lock BX, reason CL = waitReasonIOWait, traceReason DI = traceBlockNet,
+// skip SI.
 TEXT ·waitForPage(SB),NOSPLIT,$64-0
 	NO_LOCAL_POINTERS
 	MOVQ	BX, 48(SP)
 	PXOR	X15, X15
 	MOVQ	·parkedFn(SB), AX
 	MOVL	$2, CX
-	XORL	DI, DI
+	MOVL	$2, DI
 	XORL	SI, SI
 	MOVQ	·goparkPC(SB), DX
 	CALL	DX
@@ -50,9 +51,14 @@ failed:
 
 // raiseFault sends SIGBUS to its own thread. It arrives before the system call
 // returns, with the PC here and BX = *parkSlot, and the handler replaces the
-// whole context by that of the access that failed: this never goes on.
-TEXT ·raiseFault(SB),NOSPLIT|NOFRAME,$0
-again:
+// whole context by that of the access that failed: this never goes on. If the
+// signal does not come – a filter of system calls forbids it, or somebody has
+// blocked it on this thread of Go's – the process dies here, as it would have
+// died of the fault.
+//
+// A profile's signal may come between the system calls. What it would take for
+// the return address is not one: TOPFRAME ends its walk.
+TEXT ·raiseFault(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVL	$39, AX		// getpid
 	SYSCALL
 	MOVQ	AX, R12
@@ -63,7 +69,8 @@ again:
 	MOVL	$7, DX		// SIGBUS
 	MOVL	$234, AX	// tgkill
 	SYSCALL
-	JMP	again		// the signal is blocked on this thread: nothing else can be done
+	INT	$3
+	UNDEF
 
 // resumeFaulted makes everything as it was at the faulting instruction and
 // goes there. BX = *parkSlot, SP as in waitForPage.
@@ -74,8 +81,9 @@ again:
 // was in its initial state is initialised.
 //
 // Below the stack pointer nothing is lost at the end: signals use their own
-// stack, and the runtime does not stop goroutines in assembly.
-TEXT ·resumeFaulted(SB),NOSPLIT|NOFRAME,$0
+// stack, and the runtime does not stop goroutines in assembly. The stack
+// pointer is nothing that the unwinder could follow: TOPFRAME ends its walk.
+TEXT ·resumeFaulted(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVQ	·xrstorMask(SB), AX
 	XORL	DX, DX
 	LEAQ	S_IMAGE(BX), CX

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -363,13 +364,23 @@ func TestFaultsInUnusualGoroutines(t *testing.T) {
 	})
 }
 
+// backward is how a memmove is made to go backward with the direction flag set,
+// which it does without AVX only.
+const backward = "GODEBUG=cpu.avx=off"
+
 // A backward memmove sets the direction flag; overlapping operands must come
 // out right wherever it is interrupted.
 func TestOverlappingCopiesWithMissingPages(t *testing.T) {
-	if !inChild(t, 60*time.Second, inPlace) {
-		return
+	for _, env := range []string{"GODEBUG=", backward} {
+		t.Run(env, func(t *testing.T) {
+			if inChild(t, 60*time.Second, inPlace, env) {
+				overlappingCopies(t, miniPark(t, 0))
+			}
+		})
 	}
-	mem := miniPark(t, 0)
+}
+
+func overlappingCopies(t *testing.T, mem []byte) {
 	for _, size := range []int{300, 2049, 5000, 40000} {
 		for _, d := range []int{1, 3, 8, 64, 4096, 5000} {
 			for _, al := range []int{0, 5} {
@@ -390,6 +401,38 @@ func TestOverlappingCopiesWithMissingPages(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A copy that fails while it goes backward must not leave the direction flag
+// set for the code that handles its failure: Go takes it for clear.
+func TestFailedBackwardCopy(t *testing.T) {
+	for _, mode := range []string{inPlace, "UFFDPAGER_TEST_MODE=block"} {
+		t.Run(mode, func(t *testing.T) {
+			if !inChild(t, 60*time.Second, mode, backward) {
+				return
+			}
+			mem := miniPark(t, 0)
+			src := bytes.Repeat([]byte("abcdefgh"), miniPage)
+			for round := range 20 {
+				miniReset(0, 8)
+				bare.Store32(&miniState[2], miniFail)
+				dst := make([]byte, len(src)+64)
+				func() {
+					defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+					defer func() {
+						if recover() == nil {
+							t.Error("no fault")
+						}
+						copy(dst[round:], src) // forward, by REP MOVSQ or MOVSB
+					}()
+					copy(mem[miniPage+8:4*miniPage+8], mem[miniPage:4*miniPage])
+				}()
+				if !bytes.Equal(dst[round:round+len(src)], src) {
+					t.Fatal("the copy after the fault went backward")
+				}
+			}
+		})
 	}
 }
 

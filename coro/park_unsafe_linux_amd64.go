@@ -156,7 +156,7 @@ func park(f *Fault, a *arena, ctx *sigContext) Reason {
 		return NoSlot
 	}
 	leaf := isLeaf(pc)
-	if !stoppable(g, leaf, ctx) {
+	if (!leaf || negative&assumeLeaves == 0) && !stoppable(g, leaf, ctx) {
 		freeSlot(s)
 		if leaf {
 			return Locked
@@ -182,7 +182,7 @@ func park(f *Fault, a *arena, ctx *sigContext) Reason {
 	if negative&clearAsyncSafePoint == 0 {
 		*(*uint8)(bare.Ptr(g + offASP)) = 1
 	}
-	if offXRegs != 0 {
+	if offXRegs != 0 && negative&noXRegs == 0 {
 		v := slotImage(s)
 		if class != 0 {
 			v += zmmOffset
@@ -194,7 +194,9 @@ func park(f *Fault, a *arena, ctx *sigContext) Reason {
 	ctx.rip = waitPC
 	ctx.rbx = uintptr(unsafe.Pointer(s))
 	ctx.r14 = g
-	ctx.eflags &^= 0x400 // the direction flag: Go code has it clear, a backward memmove set
+	if negative&keepDirection == 0 {
+		ctx.eflags &^= directionFlag
+	}
 	bare.Add64(&counters.parked, 1)
 	return parkedOK
 }
@@ -334,7 +336,6 @@ func deliverParked(info *sigInfo, ctx *sigContext) {
 	bare.Copy(bare.Ptr(x+xLegacy), bare.Ptr(im+xLegacy), end-xLegacy)
 	*word(x + xLegacy) = *word(im + xLegacy)&xMask | bv&^xMask
 	info.code, info.addr = busAdrerr, s.fault.Addr
-	logFault(s.fault.G, s.fault.Addr, s.fault.Errno)
-	bare.Add64(&counters.delivered, 1)
+	deliver(&s.fault, ctx)
 	freeSlot(s)
 }

@@ -151,8 +151,7 @@ func onFault(info *sigInfo, ctx *sigContext) uintptr {
 			f.Errno = ErrnoCannotPark
 		}
 	}
-	logFault(f.G, f.Addr, f.Errno)
-	bare.Add64(&counters.delivered, 1)
+	deliver((*Fault)(noescape(unsafe.Pointer(&f))), ctx)
 	return 0
 }
 
@@ -183,9 +182,23 @@ func wait(f *Fault, a *arena, ctx *sigContext) uintptr {
 			return 1
 		}
 	}
+	deliver(f, ctx)
+	return 0
+}
+
+// directionFlag of RFLAGS: a backward memmove has it set, all other code takes
+// it for clear, also the code that Go runs when the memmove has failed.
+const directionFlag = 0x400
+
+// deliver notes a fault that goes to the previous handler.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func deliver(f *Fault, ctx *sigContext) {
+	ctx.eflags &^= directionFlag
 	logFault(f.G, f.Addr, f.Errno)
 	bare.Add64(&counters.delivered, 1)
-	return 0
 }
 
 // noescape hides a pointer from escape analysis.
