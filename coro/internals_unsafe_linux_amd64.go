@@ -17,32 +17,37 @@ import (
 // on it; the lines marked "checked" are found in the running program's code at
 // start-up, and parking stays off if one is not found as expected.
 //
-//	what                              since  how it is known
-//	runtime.gopark, goready           1.0    push-linknamed (go.dev/issue/67401), signatures stable
-//	gopark's prologue: the stack      1.17   checked: CMPQ SP, 16(R14); JBE; PUSHQ BP; MOVQ SP, BP; SUBQ $16, SP
-//	  check may be jumped over
-//	waitReason 2 is "IO wait"         1.11   read; wrong only in tracebacks
-//	ABIInternal: AX BX CX DI SI,      1.17   documented in abi-internal.md
-//	  R14 = g, X15 = 0
-//	g.stack at 0 and 8                1.4    read; the self-test would not park
-//	g.preempt                         1.3    checked: in gopark (releasem) and in preemptone, both with stackguard0
-//	g.asyncSafePoint                  1.14   checked: cleared last in asyncPreempt2
-//	g.xRegs.state                     1.26   checked: first compare in xRegSave; must not exist in 1.25
-//	asyncPreempt's frame              1.14   checked: pushes, order of all 14 registers, one CALL asyncPreempt2
-//	the PC behind that CALL makes a   1.14   read (scanstack); the torture's negative control shows it
-//	  frame and its parent conservative
-//	asyncSafePoint forbids shrinking  1.14   read (isShrinkStackSafe); negative control
-//	g.xRegs.state is scanned, 2112    1.27   read (xRegScan); the image is laid out so that all vector
-//	  bytes, if asyncSafePoint               registers lie in them
-//	SIGURG's handler calls            1.14   checked: it is runtime.sigtramp or cgoSigtramp; whether it does,
-//	  asyncPreempt at a safe point,          park sees each time
-//	  and else changes nothing
-//	frameless assembly leaves         -      checked: each is disassembled (leaf_linux_amd64.go)
+// "until" is the last release in which it was read and found to hold; none of
+// it is promised for the next one.
 //
-// A patch release may change what no pattern shows. Therefore a fingerprint of
-// who calls whom among the functions read (reliedOn) is recorded too, and a
-// release that differs is not known: 1.27's new call of xRegScan by scanstack,
-// with its new demand on g.xRegs, is of the kind that this sees.
+//	what                              since  until  how it is known
+//	runtime.gopark, goready           1.0    1.27   push-linknamed (go.dev/issue/67401), signatures stable
+//	gopark's prologue: the stack      1.17   1.27   checked: CMPQ SP, 16(R14); JBE; PUSHQ BP; MOVQ SP, BP; SUBQ $16, SP
+//	  check may be jumped over
+//	waitReason 2 is "IO wait"         1.11   1.27   read; wrong only in tracebacks
+//	traceBlockReason 2 is "network"   1.22   1.27   read; wrong only in execution traces
+//	ABIInternal: AX BX CX DI SI,      1.17   1.27   documented in abi-internal.md
+//	  R14 = g, X15 = 0
+//	g.stack at 0 and 8                1.4    1.27   read; the self-test would not park
+//	g.preempt                         1.3    1.27   checked: in gopark (releasem) and in preemptone, both with stackguard0
+//	g.asyncSafePoint                  1.14   1.27   checked: cleared last in asyncPreempt2
+//	g.xRegs.state                     1.26   1.27   checked: first compare in xRegSave; must not exist in 1.25
+//	asyncPreempt's frame              1.14   1.27   checked: pushes, order of all 14 registers, one CALL asyncPreempt2;
+//	  with X0 to X15 in it            1.14   1.25   checked: its size
+//	the PC behind that CALL makes a   1.14   1.27   read (scanstack); the torture's negative control shows it
+//	  frame and its parent conservative
+//	asyncSafePoint forbids shrinking  1.14   1.27   read (isShrinkStackSafe); negative control
+//	g.xRegs.state is scanned, 2112    1.27   1.27   read (xRegScan); the image is laid out so that all vector
+//	  bytes, if asyncSafePoint                      registers lie in them; negative control
+//	SIGURG's handler calls            1.14   1.27   checked: it is runtime.sigtramp or cgoSigtramp; whether it does,
+//	  asyncPreempt at a safe point,                 park sees each time
+//	  and else changes nothing
+//	frameless assembly leaves         -      1.27   checked: each is disassembled (leaf_linux_amd64.go)
+//	functions read (reliedOn)         -      -      checked: fingerprints of their machine code (known_linux_amd64.go)
+//
+// A patch release may change what no pattern shows. Therefore the machine code
+// of the functions that were read is compared with what is recorded, and a
+// release in which one differs is not known, however small the difference.
 //
 // A program that cannot have this (a policy against linkname, say) is built
 // with the tag uffdpager_nointernals.
@@ -56,6 +61,7 @@ func goready(gp unsafe.Pointer, traceskip int)
 const (
 	waitReasonIOWait  = 2
 	traceBlockGeneric = 0
+	traceBlockNet     = 2 // as whoever else waits for I/O
 )
 
 // release is one Go minor version that is allowed.
@@ -63,13 +69,13 @@ type release struct {
 	minor       string
 	xRegs       bool   // has g.xRegs
 	experiments string // that the torture was run with; others are unknown
-	calls       uint64 // fingerprint of the functions in reliedOn
+	seen        string // patch releases that went into knownCode
 }
 
 var releases = []release{
-	{"go1.25", false, " jsonv2 ", 0x12affaaa3a3c6473},
-	{"go1.26", true, " jsonv2 simd ", 0x50ce4e26b255af4b},
-	{"go1.27", true, " simd ", 0x5da3ea5cb8693d4},
+	{"go1.25", false, " jsonv2 ", " 0 14 "},
+	{"go1.26", true, " jsonv2 simd ", " 0 8 11 "},
+	{"go1.27", true, " simd ", " 0 4 "},
 }
 
 // releaseOf judges a runtime.Version. Only "go1.N" and "go1.N.P" of an allowed
@@ -77,10 +83,9 @@ var releases = []release{
 // experiments, are known: development toolchains, release candidates and
 // vendors' suffixes are not.
 func releaseOf(version string) (release, error) {
-	v, exps, found := strings.Cut(version, "-X:")
-	if !found {
-		v, exps, _ = strings.Cut(version, " X:")
-	}
+	v := releasePart(version)
+	exps := strings.TrimPrefix(version[len(v):], "-")
+	exps = strings.TrimPrefix(strings.TrimPrefix(exps, " "), "X:")
 	for _, r := range releases {
 		patch, ok := strings.CutPrefix(v, r.minor)
 		if !ok || patch != "" && (len(patch) < 2 || patch[0] != '.' || strings.Trim(patch[1:], "0123456789") != "") {
@@ -94,6 +99,15 @@ func releaseOf(version string) (release, error) {
 		return r, nil
 	}
 	return release{}, fmt.Errorf("Go release %s is not known to work", version)
+}
+
+// releasePart is a version without what "-X:" or " X:" says of experiments.
+func releasePart(version string) string {
+	v, _, found := strings.Cut(version, "-X:")
+	if !found {
+		v, _, _ = strings.Cut(version, " X:")
+	}
+	return v
 }
 
 // symbols finds functions by walking over the program's text: the linker lets
@@ -131,31 +145,50 @@ func resolve() error {
 	if err != nil {
 		return err
 	}
-	calls := callGraph{}
-	var preempt, xRegSave, preemptone [2]uintptr
-	var preempt2 [][2]uintptr // the function, and the wrapper through which assembly calls it
+	in := inside()
+	if err := in.prints.check(rel); err != nil {
+		return err
+	}
+	return in.resolve(rel)
+}
+
+// inner is what a walk over the program's functions finds of the runtime.
+type inner struct {
+	prints                        prints
+	preempt, xRegSave, preemptone [2]uintptr
+	preempt2                      [][2]uintptr // the function, and the wrapper through which assembly calls it
+}
+
+// inside looks for the functions of the runtime that matter, and makes the
+// list of leaves on its way.
+func inside() *inner {
+	in := &inner{prints: prints{}}
 	leaves = [maxLeaves]leafRange{}
 	nLeaves = 0
 	symbols(func(name string, entry, end uintptr) {
-		calls.add(name, entry, end)
+		in.prints.add(name, entry, end)
 		switch name {
 		case "runtime.asyncPreempt":
-			preempt = [2]uintptr{entry, end}
+			in.preempt = [2]uintptr{entry, end}
 		case "runtime.asyncPreempt2":
-			preempt2 = append(preempt2, [2]uintptr{entry, end})
+			in.preempt2 = append(in.preempt2, [2]uintptr{entry, end})
 		case "runtime.xRegSave":
-			xRegSave = [2]uintptr{entry, end}
+			in.xRegSave = [2]uintptr{entry, end}
 		case "runtime.preemptone":
-			preemptone = [2]uintptr{entry, end}
+			in.preemptone = [2]uintptr{entry, end}
 		default:
 			if leafNames[name] {
 				_ = addLeaf(entry, end)
 			}
 		}
 	})
-	if err := calls.check(rel); err != nil {
-		return err
-	}
+	return in
+}
+
+// resolve finds the numbers that parking needs, in code that must look as it
+// does in the release.
+func (in *inner) resolve(rel release) error {
+	preempt, xRegSave, preemptone, preempt2 := in.preempt, in.xRegSave, in.preemptone, in.preempt2
 	if preempt[0] == 0 || len(preempt2) == 0 || preemptone[0] == 0 {
 		return errors.New("runtime.asyncPreempt, asyncPreempt2 or preemptone not found")
 	}

@@ -16,6 +16,7 @@ type instruction struct {
 	bp     bool   // has a memory operand relative to BP
 	tls    bool   // has a memory operand relative to FS or GS
 	disp   int32
+	dispPC int // where in the instruction its displacement to the PC begins; 0: it has none
 }
 
 type flow uint8
@@ -71,7 +72,7 @@ var (
 
 // decode reads the instruction at c[at:].
 func decode(c []byte, at int) (in instruction, err error) {
-	d := decoder{c: c, p: at}
+	d := decoder{c: c, p: at, at: at}
 	defer func() {
 		if recover() != nil { // ran off the end
 			err = d.bad(at)
@@ -87,7 +88,7 @@ func decode(c []byte, at int) (in instruction, err error) {
 
 type decoder struct {
 	c            []byte
-	p            int
+	p, at        int
 	in           instruction
 	rex          byte // 0x40 | W R X B, or 0
 	p66, f2, f3  bool
@@ -327,7 +328,9 @@ func (d *decoder) modrm(reg, rm, isByte bool) bool {
 		}
 		none = sib&7 == 5 && d.mod == 0
 	} else {
-		none = b&7 == 5 && d.mod == 0 // relative to the PC
+		if none = b&7 == 5 && d.mod == 0; none { // relative to the PC
+			d.in.dispPC = d.p - d.at
+		}
 	}
 	switch {
 	case none, d.mod == 2:
