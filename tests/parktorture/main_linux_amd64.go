@@ -40,6 +40,7 @@ var (
 	percent    = flag.Int("gcpercent", 1, "GOGC")
 	profile    = flag.Bool("profile", false, "CPU profile, stack dumps and goroutine profiles meanwhile")
 	tracing    = flag.Bool("trace", false, "execution trace meanwhile")
+	cthreads   = flag.Int("cthreads", 0, "number of threads of C's, and of goroutines in C, that read too (needs cgo)")
 	maxBlocked = flag.Float64("max-blocked", 1, "fail if a larger share of the faults blocked a thread")
 	mustPark   = flag.Bool("must-park", false, "fail if parking in place is not active")
 )
@@ -90,6 +91,10 @@ func main() {
 				f()
 			}
 		}()
+	}
+	waitC := func() {}
+	if *cthreads != 0 {
+		waitC = cThreads(r, *cthreads, &stop)
 	}
 	background(churn)
 	if *collect {
@@ -144,7 +149,7 @@ func main() {
 	}
 	stop.Store(true)
 	ended := make(chan struct{})
-	go func() { wg.Wait(); extras.Wait(); close(ended) }()
+	go func() { wg.Wait(); extras.Wait(); waitC(); close(ended) }()
 	select {
 	case <-ended:
 	case <-time.After(60 * time.Second):

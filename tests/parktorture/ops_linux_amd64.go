@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -49,7 +50,10 @@ var ops = []struct {
 	{"write", (*worker).writes},
 	{"fail", (*worker).fails},
 	{"vector", (*worker).vectors},
-	{"framed", (*worker).framed}, // the last: assembly with a frame, which blocks the thread
+	{"overlap", (*worker).overlaps},
+	// From here on: what blocks the thread.
+	{"framed", (*worker).framed},
+	{"locked", (*worker).locked},
 }
 
 func (w *worker) check(what string, off, got uint64) {
@@ -82,10 +86,16 @@ type node struct {
 	pad  [4]uint64
 }
 
-// inRegisters has n alive only in a register while *p faults.
+// inRegisters has n alive only in a register while *p faults: the load is
+// atomic so that the compiler does not look at n first.
 //
 //go:noinline
-func inRegisters(n *node, p *uint64) uint64 { return *p + n.v + n.next.v }
+func inRegisters(n *node, p *uint64) uint64 { return atomic.LoadUint64(p) + n.v + n.next.v }
+
+// newNodes allocates on the heap, for it does not see who uses them.
+//
+//go:noinline
+func newNodes() *node { return &node{next: &node{v: 7}, v: 5} }
 
 //go:noinline
 func inFloats(p *uint64, a, b, c, d float64) (uint64, float64) {
@@ -102,7 +112,7 @@ func inFlags(a, b uint64, p *uint64) uint64 {
 }
 
 func (w *worker) registers(off uint64) {
-	if v := inRegisters(&node{next: &node{v: 7}, v: 5}, w.r.at(off)); v != mix(off)+12 {
+	if v := inRegisters(newNodes(), w.r.at(off)); v != mix(off)+12 {
 		die("registers: off by %#x", v-mix(off)-12)
 	}
 	o := off + 4096
@@ -206,7 +216,7 @@ func (w *worker) structs(off uint64) {
 // writes counts in this worker's word of some writable pages.
 func (w *worker) writes(off uint64) {
 	for range 8 {
-		p := w.rnd.Uint64N(uint64(w.r.size-w.r.writable)/page/4-1)*4 + w.id/(page/8)%4
+		p := w.rnd.Uint64N(uint64(w.r.scratch-w.r.writable)/page/4-1)*4 + w.id/(page/8)%4
 		o := uint64(w.r.writable) + p*page + w.id%(page/8)*8
 		if got := *w.r.at(o); got != w.counts[o] {
 			die("write at %#x: %d, want %d", o, got, w.counts[o])
@@ -265,11 +275,41 @@ func (w *worker) vectors(off uint64) {
 	}
 }
 
+// overlaps moves bytes of its own scratch pages, which have just been dropped,
+// up by a few: backward, with the direction flag set where there is no AVX.
+func (w *worker) overlaps(off uint64) {
+	o := uint64(w.r.scratch) + w.id*scratchPages*page
+	w.r.drop(o, scratchPages*page)
+	m := w.r.mem(o, scratchPages*page)
+	model := make([]byte, len(m))
+	for i := range model[:page] {
+		model[i] = byte(w.rnd.Uint32())
+	}
+	copy(m, model[:page])
+	d := 1 + w.rnd.IntN(64)
+	n := 2*page + w.rnd.IntN(page)
+	copy(m[d:], m[:n])
+	copy(model[d:], model[:n])
+	if !bytes.Equal(m, model) {
+		die("overlapping copy of %d bytes by %d", n, d)
+	}
+}
+
 func (w *worker) framed(off uint64) {
 	n := w.rnd.IntN(20000)
 	d := bytes.Clone(w.r.mem(off, n))
 	m := w.r.mem(off, n)
 	if sha256.Sum256(d) != sha256.Sum256(m) {
 		die("sha256 of %d bytes at %#x", n, off)
+	}
+}
+
+// locked has the runtime copy from the region while it holds a channel's lock.
+func (w *worker) locked(off uint64) {
+	type element [24]uint64
+	c := make(chan element, 1)
+	reflect.ValueOf(c).Send(reflect.NewAt(reflect.TypeFor[element](), unsafe.Pointer(w.r.at(off))).Elem())
+	for i, v := range <-c {
+		w.check("channel", off+uint64(i)*8, v)
 	}
 }

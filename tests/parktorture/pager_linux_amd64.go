@@ -12,16 +12,21 @@ import (
 	"github.com/uffdpager/uffdpager/coro/bare"
 )
 
-const page = 4096
+const (
+	page         = 4096
+	scratchPages = 4 // of each goroutine
+)
 
 // region is a pager in miniature over one arena of two halves.
 //
 // In the lower half every word is a function of its offset; at most budget
 // pages are resident, and the oldest leaves. In the upper half, from writable
 // on, every goroutine has a word of its own in every page; pages come in as
-// zeros, never leave, and are write-protected again and again.
+// zeros, never leave, and are write-protected again and again. Its second half,
+// from scratch on, has some pages for each goroutine alone, which drops them.
 type region struct {
 	lo, size, writable uintptr
+	scratch            uintptr
 	fd                 uintptr
 	budget             int
 	latency            time.Duration
@@ -121,7 +126,7 @@ func mmap(n uintptr) (uintptr, error) {
 }
 
 func newRegion(size, writable uintptr, budget int, latency time.Duration) (*region, error) {
-	r := &region{size: size, writable: writable, budget: budget, latency: latency,
+	r := &region{size: size, writable: writable, scratch: (size + writable) / 2, budget: budget, latency: latency,
 		resident: map[uintptr]bool{}, waiting: map[uintptr][]coro.Parked{}}
 	var e uintptr
 	if r.fd, e = bare.Syscall(323, syscall.O_CLOEXEC|1, 0, 0, 0, 0, 0); e != 0 {
@@ -224,6 +229,11 @@ func (r *region) reprotect() {
 			r.mu.Unlock()
 		}
 	}
+}
+
+// drop makes pages missing, as zeros.
+func (r *region) drop(off uint64, n uintptr) {
+	bare.Syscall(syscall.SYS_MADVISE, r.lo+uintptr(off), n, syscall.MADV_DONTNEED, 0, 0, 0)
 }
 
 func (r *region) at(off uint64) *uint64 { return (*uint64)(bare.Ptr(r.lo + uintptr(off))) }
