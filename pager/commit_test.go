@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -121,8 +122,8 @@ func checkBytes(r *Region, want []byte) error {
 // holds committed pages only (J1); a crash at any time leaves what was committed
 // last (J2), also when the recovery crashes and is run again.
 func TestAtomicHistory(t *testing.T) {
-	for seed := range uint64(4) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { atomicHistory(t, seed, 300) })
+	for seed := range uint64(longer(3)) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { atomicHistory(t, seed, 200) })
 	}
 }
 
@@ -254,7 +255,7 @@ func TestCutTearsNoPassage(t *testing.T) {
 			}
 		})
 	}
-	for round := range 60 {
+	for round := range longer(15) {
 		var before [pairs]uint64
 		for i := range before {
 			before[i] = written[i].Load()
@@ -345,6 +346,14 @@ func putPair(ctx context.Context, r *Region, i int, v uint64, how int) error {
 
 func getPair(mem []byte, i int) (x, y uint64) {
 	return binary.LittleEndian.Uint64(mem[2*i*FrameSize:]), binary.LittleEndian.Uint64(mem[(2*i+1)*FrameSize+64:])
+}
+
+// longer is n, and much more with UFFDPAGER_TORTURE=1.
+func longer(n int) int {
+	if os.Getenv("UFFDPAGER_TORTURE") == "1" {
+		return 40 * n
+	}
+	return n
 }
 
 func newPager(t testing.TB, o Options) *Pager {

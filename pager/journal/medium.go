@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/store"
@@ -41,11 +42,15 @@ func (m medium) run(ops []*aio.Op) error {
 		}
 	}
 	m.s.Start(m.e, ops)
-	for ctx.Err() == nil {
-		if m.e == nil {
-			<-ctx.Done()
-		} else if m.e.Reap(inFlight) == 0 && m.e.Wait(ctx) != nil {
-			<-ctx.Done() // it is over, or the engine is closing and ends what it has
+	// Not Engine.Wait: only one can be in there, who may be somebody that
+	// sleeps until a transfer of his own ends.
+	for wait := 20 * time.Microsecond; ctx.Err() == nil; wait = min(2*wait, time.Millisecond) {
+		if m.e != nil && m.e.Reap(inFlight) > 0 {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
 		}
 	}
 	for _, op := range ops {
