@@ -5,6 +5,7 @@ package pager
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/evict"
@@ -15,12 +16,20 @@ import (
 //
 // What a policy plans, and what the program asks for in advance, becomes jobs:
 // runs of pages that are read when there is room. A job holds nothing; its
-// pages are claimed only when a read for them can go out at once, so that a
-// demand never waits behind more than what is already with the device, and
-// that is bounded: aheadShare of the queue depth and a quarter of the budget.
+// pages are claimed only when a read for them can go out, so that a demand
+// never waits behind more than what is already with the device. That is
+// bounded three times: by 1/aheadShare of the queue depth, so that slots stay
+// free; by a quarter of the budget; and by aheadFlight, or a little when
+// misses come that nobody has foreseen, which would queue behind it in the
+// device. What policies plan goes before what the program named in bulk.
 const (
-	maxJobs    = 4096
-	aheadShare = 2 // prefetch takes at most 1/aheadShare of the queue
+	maxJobs     = 4096
+	aheadShare  = 2                // prefetch takes at most 1/aheadShare of the queue
+	aheadFlight = 8 << 20          // bytes: eight reads of a MiB are a device's full bandwidth
+	aheadPlans  = 4                // plans run ahead of the reads by so many times what may be under way
+	calmFlight  = 512 << 10        // bytes under way while there are surprises …
+	calmRun     = 256 << 10        // … in reads of so many
+	surprise    = time.Millisecond // how long one is remembered
 )
 
 type aheadJob struct {
@@ -32,10 +41,25 @@ type aheadJob struct {
 
 type jobQueue struct {
 	mu      sync.Mutex
-	jobs    []aheadJob // from head on
-	head    int        // so that the slice's memory is used again and again
-	pending atomic.Int32
+	lists   [2]jobList   // what policies plan; what the program named
+	pending atomic.Int32 // jobs in both
+	planned atomic.Int64 // frames in the first
 }
+
+// jobList is a queue whose memory is used again and again.
+type jobList struct {
+	jobs []aheadJob // from head on
+	head int
+}
+
+func (j *aheadJob) list() int {
+	if j.hint {
+		return 1
+	}
+	return 0
+}
+
+func (j *aheadJob) frames() int64 { return int64(j.end-j.next) * j.r.fpp }
 
 // regionAhead is a region's side of prefetching.
 type regionAhead struct {
@@ -51,7 +75,17 @@ type regionAhead struct {
 	unused   atomic.Int64
 	late     atomic.Int64
 	disabled atomic.Bool // Advise(Random)
+
+	// Events that came while the policy was busy, for whoever is done with it.
+	missed   []prefetch.Event
+	missedMu sync.Mutex
+	missedN  atomic.Int32
+
+	missedBack []prefetch.Event // the other half of a pair of slices; under mu
 }
+
+// maxMissed is how many events a busy policy is told of later; more are lost.
+const maxMissed = 1024
 
 func (r *Region) setPolicy(pol prefetch.Policy) {
 	a := &r.ahead
@@ -62,8 +96,8 @@ func (r *Region) setPolicy(pol prefetch.Policy) {
 	}
 }
 
-// observe tells the policy of events and queues what it plans. Somebody else
-// being told something right now is a reason to skip a miss, not to wait.
+// observe tells the policy of an event and queues what it plans. Somebody else
+// being told something right now is no reason to wait: he is left the event.
 func (r *Region) observe(ev prefetch.Event, wait bool) {
 	a := &r.ahead
 	if a.policy == nil || a.disabled.Load() {
@@ -72,8 +106,50 @@ func (r *Region) observe(ev prefetch.Event, wait bool) {
 	if wait {
 		a.mu.Lock()
 	} else if !a.mu.TryLock() {
-		return
+		a.missedMu.Lock()
+		if len(a.missed) < maxMissed {
+			a.missed = append(a.missed, ev)
+			a.missedN.Store(int32(len(a.missed)))
+		}
+		a.missedMu.Unlock()
+		if !a.mu.TryLock() {
+			return // he looks for it when he is done
+		}
+	} else {
+		wait = true
 	}
+	if wait { // else the event is among the missed ones
+		r.consult(ev)
+	}
+	for {
+		r.tellMissed()
+		a.mu.Unlock()
+		// What has come between the last look and the unlock is nobody's yet.
+		if a.missedN.Load() == 0 || !a.mu.TryLock() {
+			return
+		}
+	}
+}
+
+// tellMissed tells the policy what came while it was busy. ahead.mu is held.
+func (r *Region) tellMissed() {
+	a := &r.ahead
+	for a.missedN.Load() != 0 {
+		a.missedMu.Lock()
+		list := a.missed
+		a.missed, a.missedBack = a.missedBack[:0], nil
+		a.missedN.Store(0)
+		a.missedMu.Unlock()
+		for _, ev := range list {
+			r.consult(ev)
+		}
+		a.missedBack = list
+	}
+}
+
+// consult tells the policy of one event and takes over its plan. ahead.mu is held.
+func (r *Region) consult(ev prefetch.Event) {
+	a := &r.ahead
 	if a.learner != nil {
 		f := prefetch.Feedback{Issued: a.issued.Load(), Used: a.used.Load(), Unused: a.unused.Load(), Late: a.late.Load()}
 		if f != a.told {
@@ -88,7 +164,7 @@ func (r *Region) observe(ev prefetch.Event, wait bool) {
 	a.plan.Reset()
 	a.plan.Pages = int64(r.pageCount())
 	a.plan.PageSize = int64(r.PageSize())
-	a.plan.Room = r.p.aheadRoom() / r.fpp
+	a.plan.Room = r.p.planRoom() / r.fpp
 	a.plan.Budget = r.p.budget.Load() / r.fpp
 	a.policy.Observe(ev, &a.plan)
 	if t != nil {
@@ -104,8 +180,15 @@ func (r *Region) observe(ev prefetch.Event, wait bool) {
 	for _, run := range a.plan.Drop {
 		r.cool(run)
 	}
-	a.mu.Unlock()
+	if ev.Kind == prefetch.Miss && len(a.plan.Runs) == 0 {
+		r.p.surprised.Store(sinceStart())
+	}
 }
+
+var started = time.Now()
+
+// sinceStart is a monotonic clock in ns.
+func sinceStart() int64 { return int64(time.Since(started)) }
 
 // cool makes what the policy is done with leave first.
 func (r *Region) cool(run prefetch.Run) {
@@ -184,45 +267,100 @@ func (p *Pager) addJob(j aheadJob) {
 	}
 	q := &p.jobs
 	q.mu.Lock()
-	if k := len(q.jobs) - 1; k >= q.head && q.jobs[k].r == j.r && q.jobs[k].end == j.next && q.jobs[k].hint == j.hint {
-		q.jobs[k].end = j.end
-	} else if len(q.jobs)-q.head < maxJobs {
-		if q.head > 0 && len(q.jobs) == cap(q.jobs) {
-			q.jobs = q.jobs[:copy(q.jobs, q.jobs[q.head:])]
-			q.head = 0
+	l := &q.lists[j.list()]
+	if k := len(l.jobs) - 1; k >= l.head && l.jobs[k].r == j.r && l.jobs[k].end == j.next {
+		l.jobs[k].end = j.end
+	} else if len(l.jobs)-l.head < maxJobs {
+		if l.head > 0 && len(l.jobs) == cap(l.jobs) {
+			l.jobs = l.jobs[:copy(l.jobs, l.jobs[l.head:])]
+			l.head = 0
 		}
-		q.jobs = append(q.jobs, j)
+		l.jobs = append(l.jobs, j)
 		q.pending.Add(1)
+	} else {
+		q.mu.Unlock()
+		return
+	}
+	if !j.hint {
+		q.planned.Add(j.frames())
 	}
 	q.mu.Unlock()
+}
+
+// first is the job whose turn it is. q.mu is held.
+func (q *jobQueue) first() *aheadJob {
+	for i := range q.lists {
+		if l := &q.lists[i]; l.head < len(l.jobs) {
+			return &l.jobs[l.head]
+		}
+	}
+	return nil
+}
+
+// advance takes n pages off the front of a job, which may end it. q.mu is held.
+func (q *jobQueue) advance(j *aheadJob, n uint64) {
+	if !j.hint {
+		q.planned.Add(-int64(n) * j.r.fpp)
+	}
+	if j.next += n; j.next < j.end {
+		return
+	}
+	l := &q.lists[j.list()]
+	*j = aheadJob{}
+	if l.head++; l.head == len(l.jobs) {
+		l.jobs, l.head = l.jobs[:0], 0
+	}
+	q.pending.Add(-1)
 }
 
 // dropJobs forgets the jobs of r.
 func (p *Pager) dropJobs(r *Region) {
 	q := &p.jobs
 	q.mu.Lock()
-	kept := q.jobs[:0] // the head is behind: nothing is overwritten before it is read
-	for _, j := range q.jobs[q.head:] {
-		if j.r != r {
-			kept = append(kept, j)
+	for i := range q.lists {
+		l := &q.lists[i]
+		kept := l.jobs[:0] // the head is behind: nothing is overwritten before it is read
+		for _, j := range l.jobs[l.head:] {
+			if j.r != r {
+				kept = append(kept, j)
+				continue
+			}
+			if !j.hint {
+				q.planned.Add(-j.frames())
+			}
+			q.pending.Add(-1)
 		}
+		clear(l.jobs[len(kept):])
+		l.jobs, l.head = kept, 0
 	}
-	clear(q.jobs[len(kept):])
-	q.jobs, q.head = kept, 0
-	q.pending.Store(int32(len(kept)))
 	q.mu.Unlock()
 }
 
 // aheadLimit is how many frames may be on their way in by prefetch.
 func (p *Pager) aheadLimit() int64 {
-	if p.budget.Load() < 16*p.largestPage.Load() {
+	largest := p.largestPage.Load()
+	if p.budget.Load() < 16*largest {
 		return 0 // a few pages are for those who wait
 	}
-	return min(p.budget.Load()/4, int64(max(1, p.opt.QueueDepth/aheadShare))*maxRun>>frameShift/4)
+	return min(p.budget.Load()/4, max(aheadFlight>>frameShift, largest))
 }
 
-func (p *Pager) aheadRoom() int64 {
-	return max(0, p.aheadLimit()-p.aheadPages.Load())
+// aheadRoom is how many frames of j may be claimed now, and how many with one
+// read.
+func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
+	room, run = p.aheadLimit(), maxRun>>frameShift
+	if p.aheadLoads.Load() >= int32(max(1, p.opt.QueueDepth/aheadShare)) {
+		return 0, run
+	}
+	if at := p.surprised.Load(); at != 0 && sinceStart()-at < int64(surprise) {
+		room, run = min(room, max(calmFlight>>frameShift, j.r.fpp)), calmRun>>frameShift
+	}
+	return room - p.aheadPages.Load(), run
+}
+
+// planRoom is what policies are told.
+func (p *Pager) planRoom() int64 {
+	return max(0, p.aheadLimit()*aheadPlans-p.aheadPages.Load()-p.jobs.planned.Load())
 }
 
 // pumpNow starts jobs outside of a batch.
@@ -255,34 +393,32 @@ func (p *Pager) pumpInto(b *batch) {
 	q := &p.jobs
 	for q.pending.Load() != 0 && p.waiting.Load() == 0 {
 		q.mu.Lock()
-		if len(q.jobs) == q.head {
+		j := q.first()
+		if j == nil {
 			q.mu.Unlock()
 			return
 		}
-		j := &q.jobs[q.head]
 		r := j.r
-		room := p.aheadRoom() / r.fpp
 		if r.closing.Load() || p.aheadLimit() < r.fpp {
-			j.next = j.end
-		} else if room <= 0 {
+			q.advance(j, j.end-j.next)
 			q.mu.Unlock()
-			return
-		}
-		first := j.next
-		n := min(j.end-j.next, uint64(max(room, 0)), max(1, uint64(maxRun>>r.shift)))
-		hint := j.hint
-		j.next += n
-		if j.next >= j.end {
-			*j = aheadJob{}
-			if q.head++; q.head == len(q.jobs) {
-				q.jobs, q.head = q.jobs[:0], 0
-			}
-			q.pending.Add(-1)
-		}
-		q.mu.Unlock()
-		if n == 0 || !r.enter() {
 			continue
 		}
+		room, run := p.aheadRoom(j)
+		n := min(j.end-j.next, max(1, uint64(run/r.fpp)))
+		if want := int64(n) * r.fpp; room < r.fpp || room < want && p.aheadPages.Load() >= want {
+			// A short read now would come back as room for another short one.
+			q.mu.Unlock()
+			return
+		}
+		first, hint := j.next, j.hint
+		n = min(n, uint64(room/r.fpp))
+		q.advance(j, n)
+		q.mu.Unlock()
+		if !r.enter() {
+			continue
+		}
+		b.apart = run < maxRun>>frameShift // else it would become one long read after all
 		ok := p.claimAhead(r, first, n, hint, b)
 		r.leave()
 		if !ok {
@@ -297,26 +433,38 @@ func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, b *batch) bool
 	if hint {
 		extra = 0
 	}
+	have := int64(0) // frames
 	for page := first; page < first+n; page++ {
 		if pw, w := r.d.look(page); pw != nil && w&stateMask != stMissing {
 			continue
 		}
-		if p.reserve(r, r.fpp) != roomMade {
-			return false
+		if have < r.fpp {
+			// For all of them at once, so that whatever has to leave for them
+			// leaves with few calls.
+			want := int64(min(first+n-page, maxEvictBatch)) * r.fpp
+			if p.reserve(r, want) != roomMade {
+				if want = r.fpp; p.reserve(r, want) != roomMade {
+					return false // have is 0
+				}
+			}
+			have += want
 		}
 		_, gen, got := r.d.claim(page, extra)
 		if got != claimed {
-			p.w.giveFrames(r.fpp)
 			continue
 		}
+		have -= r.fpp
 		if r.d.past(page) {
 			p.failPage(r, page, gen, stLoading, errRange)
-			return true
+			break
 		}
 		p.aheadPages.Add(r.fpp)
 		r.ahead.issued.Add(1)
 		p.stats.aheadIssued.Add(1)
 		b.add(r, page, gen, ahead)
+	}
+	if have > 0 {
+		p.unreserve(have)
 	}
 	return true
 }

@@ -187,6 +187,8 @@ func (p *Pager) checkQueues() error {
 		{"loads with the store", int64(p.inflight.Load())},
 		{"loads in the queue", int64(p.queue.n.Load())},
 		{"frames read ahead", p.aheadPages.Load()},
+		{"reads ahead", int64(p.aheadLoads.Load())},
+		{"frames planned", p.jobs.planned.Load()},
 		{"frames being written", p.writingFrames.Load()},
 		{"goroutines with held pages", int64(p.holds.n.Load())},
 		{"notices", int64(bare.Load64(&p.w.noticeTail) - bare.Load64(&p.w.noticeHead))},

@@ -273,8 +273,21 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames int64) {
 			continue
 		}
 		e.ok = true
+		addr, size := e.d.addr(e.page), e.d.pageSize()
+		if k > 0 {
+			// What a scan leaves behind it is one range, in whichever direction.
+			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k-1)*unsafe.Sizeof(uffd.Range{})))
+			if r.Addr+r.Len == addr {
+				r.Len += size
+				continue
+			}
+			if addr+size == r.Addr {
+				r.Addr, r.Len = addr, r.Len+size
+				continue
+			}
+		}
 		r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k)*unsafe.Sizeof(uffd.Range{})))
-		r.Addr, r.Len = e.d.addr(e.page), e.d.pageSize()
+		r.Addr, r.Len = addr, size
 		k++
 	}
 	if k == 0 {

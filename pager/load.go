@@ -28,7 +28,7 @@ const (
 	ahead  // prefetch: nobody waits yet
 
 	maxRun   = 1 << 20 // bytes of one read
-	groupMax = 16      // pages installed with one COPY
+	groupMax = 64      // pages installed with one COPY: at 256 KiB the call itself costs nothing any more
 )
 
 // load is one read of consecutive claimed pages.
@@ -45,7 +45,6 @@ type load struct {
 	begun  time.Time
 	buf    *buffer
 	tries  uint32 // that were repeated, see retry.go
-	gen0   [1]uint32
 }
 
 var loadPool = sync.Pool{New: func() any { return new(load) }}
@@ -56,6 +55,7 @@ type batch struct {
 	ops   []*aio.Op
 	first uint64 // the first page that missed, for predict
 	count int    // pages that missed
+	apart bool   // the next page begins a read of its own
 }
 
 var batchPool = sync.Pool{New: func() any { return new(batch) }}
@@ -65,7 +65,7 @@ func newBatch() *batch { return batchPool.Get().(*batch) }
 func (b *batch) free() {
 	clear(b.loads)
 	clear(b.ops)
-	b.loads, b.ops, b.count = b.loads[:0], b.ops[:0], 0
+	b.loads, b.ops, b.count, b.apart = b.loads[:0], b.ops[:0], 0, false
 	batchPool.Put(b)
 }
 
@@ -80,7 +80,7 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 		b.count++
 	}
 	from, at := r.sourceOf(page)
-	if k := len(b.loads) - 1; k >= 0 {
+	if k := len(b.loads) - 1; k >= 0 && !b.apart {
 		l := b.loads[k]
 		n := uint64(len(l.gens))
 		if l.r == r && l.kind == kind && l.from == from && l.first+n == page && l.at+int64(n<<r.shift) == at && (n+1)<<r.shift <= maxRun {
@@ -88,12 +88,15 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 			return
 		}
 	}
+	b.apart = false
 	r.active.Add(1) // until landed
+	if kind == ahead {
+		r.p.aheadLoads.Add(1)
+	}
 	l := loadPool.Get().(*load)
 	l.r, l.first, l.kind, l.from, l.at = r, page, kind, from, at
 	l.stored = bare.Load64(&r.d.stored)
-	l.gen0[0] = gen
-	l.gens = l.gen0[:1]
+	l.gens = append(l.gens, gen)
 	b.loads = append(b.loads, l)
 }
 
@@ -286,7 +289,10 @@ func (p *Pager) finish(l *load, err error) {
 // for that.
 func (p *Pager) landed(l *load) {
 	buf, r := l.buf, l.r
-	*l = load{}
+	if l.kind == ahead {
+		p.aheadLoads.Add(-1)
+	}
+	*l = load{gens: l.gens[:0]} // the memory of a long run is used again
 	loadPool.Put(l)
 	bufs.put(buf)
 	p.inflight.Add(-1)
@@ -317,8 +323,7 @@ func (p *Pager) readSingly(l *load, err error) {
 			r.active.Add(1)
 			s.r, s.first, s.kind, s.begun, s.stored = r, page, demand, l.begun, l.stored
 			s.from, s.at = r.sourceOf(page)
-			s.gen0[0] = gen
-			s.gens = s.gen0[:1]
+			s.gens = append(s.gens, gen)
 			b.loads = append(b.loads, s)
 			continue
 		}
@@ -344,8 +349,10 @@ func (p *Pager) readAnew(l *load) {
 		s.r, s.first, s.kind, s.begun = l.r, l.first+uint64(i), l.kind, l.begun
 		s.from, s.at = l.r.sourceOf(s.first)
 		s.stored = bare.Load64(&l.r.d.stored)
-		s.gen0[0] = gen
-		s.gens = s.gen0[:1]
+		s.gens = append(s.gens, gen)
+		if s.kind == ahead {
+			p.aheadLoads.Add(1)
+		}
 		b.loads = append(b.loads, s)
 	}
 	p.landed(l)
