@@ -52,6 +52,7 @@ type readahead struct {
 	// largest is the largest window that was asked for, in pages; 0: nothing
 	// has been planned yet. ceiling is the largest that feedback allows.
 	largest, ceiling int64
+	typical          int64 // how far streams have gone, in steps: a moving mean
 	doubt            int   // false starts less twice the true ones: see stake
 	passed           int64 // pages that streams have passed
 	good, bad        int64 // pages used and wasted, as of the last Learn that counted
@@ -104,14 +105,19 @@ func (r *readahead) sequential(e Event, plan *Plan) bool {
 // and plans its first pages.
 func (r *readahead) begin(s stream, plan *Plan) {
 	s.next, s.trail, s.dropped = s.pos+1, s.start, s.start
-	i, falseStart := r.table.add(s)
-	r.judge(falseStart)
+	i, gone := r.table.add(s)
+	r.judge(gone)
 	r.refill(i, plan)
 }
 
-func (r *readahead) judge(falseStart bool) {
-	if falseStart {
+// judge learns from a stream that has ended: whether it was one, and how long.
+func (r *readahead) judge(gone *stream) {
+	switch {
+	case gone == nil:
+	case !gone.proven:
 		r.doubt = min(r.doubt+1, maxDoubt)
+	default:
+		r.typical += (gone.pos - gone.start - r.typical) / 4
 	}
 }
 
@@ -123,8 +129,12 @@ const maxDoubt = 24
 // and in a region so small that random pages are often neighbours.
 func (r *readahead) stake(plan *Plan) (need int, window int64) {
 	need = minEvidence + r.doubt/4
-	window = plan.pages(r.minBytes) >> (r.doubt / 8)
-	window = min(window, plan.Pages/256)
+	window = plan.pages(r.minBytes)
+	if r.doubt == 0 {
+		// Where streams have been going on for long, the next one will too.
+		window = max(window, min(r.typical/2, plan.pages(dropAfter)))
+	}
+	window = min(window>>(r.doubt/8), plan.Pages/256)
 	return need, max(window, 4)
 }
 

@@ -22,7 +22,7 @@ type stream struct {
 	jump   int64 // a touch too far ahead of pos to be believed at once
 	sees   bool  // touches of prefetched pages are reported
 	proven bool  // came as far as a boundary
-	idle   bool  // not seen for long: has no share of the room
+	idle   bool  // not seen for a while: has no share of the room
 	tick   uint64
 }
 
@@ -125,11 +125,17 @@ type streamTable struct {
 	hand    int    // looked at last by age
 	tick    uint64 // events seen
 	active  int    // streams that are not idle
+	gone    stream // one that was replaced
 }
 
-// idleAfter is after how many events for each active stream, of any kind, a
-// stream that had none counts as gone.
-const idleAfter = 256
+// A stream counts as gone when idleAfter events of any kind, or idleShare for
+// each active stream, have passed without one of its own: those that go on have
+// one each in turn. One that was only slow has its share of the room back with
+// its next event.
+const (
+	idleAfter = 256
+	idleShare = 4
+)
 
 // find returns the stream that has page p in its zone and steps on it, or -1.
 func (t *streamTable) find(p int64) int {
@@ -154,9 +160,9 @@ func (t *streamTable) owns(i int, p int64) bool {
 }
 
 // add puts a new stream in the table, in place of the one seen longest ago
-// when it is full, and returns its index. It reports whether the other one was
-// a false start.
-func (t *streamTable) add(s stream) (i int, falseStart bool) {
+// when it is full, and returns its index. Of the other one it returns what was
+// there if that was active.
+func (t *streamTable) add(s stream) (i int, gone *stream) {
 	i = len(t.streams)
 	if i < maxStreams {
 		t.streams = append(t.streams, stream{})
@@ -168,13 +174,16 @@ func (t *streamTable) add(s stream) (i int, falseStart bool) {
 				i = j
 			}
 		}
-		falseStart = t.rest(i)
+		t.gone = t.streams[i]
+		if t.rest(i) {
+			gone = &t.gone
+		}
 	}
 	s.tick = t.tick
 	t.streams[i], t.zones[i] = s, s.zone()
 	t.active++
 	t.last = i
-	return i, falseStart
+	return i, gone
 }
 
 // use returns stream i and notes that it is in use.
@@ -195,8 +204,7 @@ func (t *streamTable) set(i int, pos, next int64) {
 	t.zones[i] = s.zone()
 }
 
-// rest makes stream i idle, if it is not. It reports whether the stream was
-// active and had led nowhere.
+// rest takes stream i its share of the room, and reports whether it had one.
 func (t *streamTable) rest(i int) bool {
 	s := &t.streams[i]
 	if s.idle {
@@ -204,19 +212,22 @@ func (t *streamTable) rest(i int) bool {
 	}
 	s.idle = true
 	t.active--
-	return !s.proven
+	return true
 }
 
 // age notes that an event happened and looks at one stream, whether it is still
-// in use; it reports whether that stream was a false start.
-func (t *streamTable) age() bool {
+// in use. It returns the stream if it has just been found to be gone.
+func (t *streamTable) age() (gone *stream) {
 	t.tick++
 	if len(t.streams) == 0 {
-		return false
+		return nil
 	}
 	if t.hand++; t.hand >= len(t.streams) {
 		t.hand = 0
 	}
 	s := &t.streams[t.hand]
-	return !s.idle && t.tick-s.tick > idleAfter*uint64(t.active) && t.rest(t.hand)
+	if t.tick-s.tick > max(idleAfter, idleShare*uint64(t.active)) && t.rest(t.hand) {
+		return s
+	}
+	return nil
 }

@@ -32,8 +32,8 @@ const maxSteps = 256
 const (
 	// stepHistory is how many misses back the terms of a progression may lie.
 	stepHistory = 128
-	// stepEvidence is how many misses at equal distances make a stream. Three
-	// happen by chance too often.
+	// stepEvidence is how many misses at equal distances make a stream; more
+	// after streams that went nowhere. Three happen by chance too often.
 	stepEvidence = 4
 )
 
@@ -53,11 +53,12 @@ func (s *stride) Observe(e Event, plan *Plan) {
 	if s.seq.sequential(e, plan) || e.Kind != Miss {
 		return
 	}
-	if step := s.step(e.Page, plan.pages(s.maxBytes)); step != 0 {
+	evidence := int64(stepEvidence + s.seq.doubt/8)
+	if step := s.step(e.Page, plan.pages(s.maxBytes), evidence); step != 0 {
 		_, window := s.seq.stake(plan)
 		s.seq.begin(stream{
-			base: e.Page - (stepEvidence-1)*step, step: step,
-			pos: stepEvidence - 1, window: window,
+			base: e.Page - (evidence-1)*step, step: step,
+			pos: evidence - 1, window: window,
 		}, plan)
 		return
 	}
@@ -71,7 +72,7 @@ func (s *stride) Learn(f Feedback) { s.seq.Learn(f) }
 
 // step returns the distance at which the misses before p lie, or 0. The latest
 // misses are tried first: they give the step itself, not a multiple of it.
-func (s *stride) step(p, longest int64) int64 {
+func (s *stride) step(p, longest, evidence int64) int64 {
 	for i := range uint(stepHistory) {
 		q := s.recent[(uint(s.at)-1-i)%stepHistory]
 		if q == 0 {
@@ -83,11 +84,11 @@ func (s *stride) step(p, longest int64) int64 {
 		if step == 0 || uint64(step+longest) > uint64(2*longest) {
 			continue
 		}
-		terms := 2
-		for terms < stepEvidence && s.has(p-int64(terms)*step) {
+		terms := int64(2)
+		for terms < evidence && s.has(p-terms*step) {
 			terms++
 		}
-		if terms == stepEvidence {
+		if terms == evidence {
 			return step
 		}
 	}
