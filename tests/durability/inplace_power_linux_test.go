@@ -146,4 +146,3 @@ func TestInPlacePowerLossWithoutFlush(t *testing.T) {
 	}
 	t.Logf("caught at image %d: %v", n, err)
 }
-
