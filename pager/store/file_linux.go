@@ -268,8 +268,9 @@ func (f *File) syncName() error {
 }
 
 func (f *File) close() error {
-	if f.shared && f.locked {
-		// The description lives on in the caller's file, and with it the lock.
+	if f.locked {
+		// The description may live on, and with it the lock: in the caller's
+		// file, and for a moment in what io_uring keeps of ops that have ended.
 		unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
 	}
 	f.mu.Lock()

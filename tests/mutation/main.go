@@ -217,23 +217,26 @@ func judge(output string, err error) (how, evidence string) {
 		return survived, ""
 	case strings.Contains(output, "[build failed]"), strings.Contains(output, "[setup failed]"):
 		return broken, ""
-	case strings.Contains(output, "panic: test timed out"), strings.Contains(output, "the child hung"):
-		return hung, ""
 	}
+	// What is found before something hangs is found.
+	hangs := strings.Contains(output, "panic: test timed out") || strings.Contains(output, "the child hung")
 	// A child's own words are further in than its parent's.
 	sc := bufio.NewScanner(strings.NewReader(output))
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
-		if m := crashLine.FindStringSubmatch(sc.Text()); m != nil {
+		if m := crashLine.FindStringSubmatch(sc.Text()); m != nil && !strings.Contains(m[1], "test timed out") && !strings.Contains(m[1], "SIGQUIT") {
 			return crashed, cut(m[1])
 		}
 		m := failLine.FindStringSubmatch(sc.Text())
-		if m == nil || strings.Contains(m[1], "the child failed") || strings.HasPrefix(m[1], "seed: ") || strings.HasPrefix(m[1], "child:") {
+		if m == nil || strings.Contains(m[1], "the child failed") || strings.Contains(m[1], "the child hung") || strings.HasPrefix(m[1], "seed: ") || strings.HasPrefix(m[1], "child:") {
 			continue
 		}
 		if strings.Contains(output, "--- FAIL") {
 			return asserted, cut(m[1])
 		}
+	}
+	if hangs {
+		return hung, ""
 	}
 	if strings.Contains(output, "--- FAIL") {
 		return asserted, ""
