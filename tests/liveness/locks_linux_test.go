@@ -123,7 +123,7 @@ func TestLockThroughEpoll(t *testing.T) {
 	if k, err := unix.EpollWait(ep, events, 10); k != 0 || err != nil && err != unix.EINTR {
 		t.Fatalf("%d eventfds were signalled before anything was read (%v)", k, err)
 	}
-	s.Release()
+	go s.Release() // elsewhere, so that what it signals is seen as soon as it is signalled
 	for len(locks) > 0 {
 		k, err := unix.EpollWait(ep, events, 10000)
 		if err == unix.EINTR {

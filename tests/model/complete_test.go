@@ -24,7 +24,7 @@ var covered = map[string]string{
 	"Region.Advise":       "Advise",
 	"Region.Bytes":        "Bytes",
 	"Region.Close":        "Reopen",
-	"Region.Commit":       "Look",
+	"Region.Commit":       "Commit",
 	"Region.Direct":       "Look",
 	"Region.Discard":      "Discard",
 	"Region.Len":          "Resize",

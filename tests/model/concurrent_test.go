@@ -61,6 +61,16 @@ func pagers(n int, f func(chooser, bool) spec) func(chooser, bool) spec {
 	}
 }
 
+func atomically(f func(chooser, bool) spec) func(chooser, bool) spec {
+	return func(c chooser, writes bool) spec {
+		s := f(c, writes)
+		for i := range s.regions {
+			s.regions[i].atomic = writes
+		}
+		return s
+	}
+}
+
 func private(f func(chooser, bool) spec) func(chooser, bool) spec {
 	return func(c chooser, writes bool) spec {
 		s := f(c, writes)
@@ -107,6 +117,8 @@ var settings = []setting{
 	{"failing", 2, nil, 16, pages(4*kib, 300, 16, 64, "faulty", "faulty raw", "file")},
 	{"failing 8", 8, []string{"UFFDPAGER_PARK=block"}, 16, pages(4*kib, 300, 16, 64, "faulty raw", "faulty")},
 	{"two pagers", 2, nil, 16, pagers(2, pages(4*kib, 300, 16, 64, "file", "memory", "file", "reader"))},
+	{"atomic", 2, nil, 12, atomically(pages(4*kib, 300, 32, 96, "file", "cached"))},
+	{"atomic 8", 8, []string{"UFFDPAGER_PARK=block"}, 16, atomically(pages(4*kib, 300, 48, 96, "file"))},
 	{"private", 2, nil, 16, private(pages(4*kib, 300, 16, 64, "file", "memory"))},
 	{"anything 1", 1, nil, 8, anything},
 	{"anything 2", 2, nil, 16, anything},

@@ -32,7 +32,7 @@ func (a *actor) properties(r *region) error {
 	if r.p.Engine() == "" {
 		return errors.New("the engine has no name")
 	}
-	if !r.writable || r.private {
+	if !r.writable || r.private || r.atomic {
 		return nil
 	}
 	if err := r.Commit(context.Background()); !errors.Is(err, errors.ErrUnsupported) {
@@ -94,6 +94,11 @@ func (a *actor) reopen(r *region) error {
 	r.size.Lock()
 	defer r.size.Unlock()
 	size := r.Len()
+	if r.atomic { // Close forgets what is not committed
+		if err := r.Commit(context.Background()); err != nil {
+			return fmt.Errorf("Commit: %w", err)
+		}
+	}
 	if err := r.Close(); err != nil {
 		return fmt.Errorf("Close: %w", err)
 	}

@@ -48,6 +48,7 @@ var ops = []op{
 	{"Update", 6, true, true, (*actor).update},
 	{"AcquireWrite", 6, true, false, (*actor).acquireWrite},
 	{"Sync", 1, true, false, (*actor).sync},
+	{"Commit", 2, true, false, (*actor).commit},
 	{"SyncRange", 2, true, false, (*actor).syncRange},
 	{"SyncEventfd", 1, true, false, (*actor).syncEventfd},
 	{"Discard", 1, true, false, (*actor).discard},

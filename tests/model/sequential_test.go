@@ -59,6 +59,7 @@ func drawSpec(c chooser, writes bool) spec {
 		if writes {
 			r.private = c.intn(4, "private") == 3
 			r.readOnly = !r.private && c.intn(6, "read-only") == 5
+			r.atomic = (r.kind == "file" || r.kind == "cached") && !r.private && !r.readOnly && c.intn(3, "atomic") == 2
 			if r.kind != "reader" && !r.private && !r.readOnly && c.intn(3, "grows") == 2 {
 				r.maxSize = r.size + int64(c.intn(8*r.page, "room to grow"))
 			}

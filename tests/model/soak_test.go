@@ -67,6 +67,8 @@ func soakSpec(g generator) spec {
 			r.private = true
 		case 1:
 			r.readOnly = true
+		case 3:
+			r.atomic = r.kind == "file" || r.kind == "cached"
 		case 2:
 			if r.kind != "reader" {
 				r.maxSize = r.size + 64*4*kib

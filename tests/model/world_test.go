@@ -50,6 +50,7 @@ type regionSpec struct {
 	prefetch string
 	private  bool
 	readOnly bool
+	atomic   bool // Durability: Atomic
 }
 
 // kinds of stores: a file read directly, the same through the page cache,
@@ -64,8 +65,8 @@ var failing = []string{"faulty", "faulty raw"}
 func (s spec) String() string {
 	out := fmt.Sprintf("%d pagers, budget %d to %d, engine %v, writes %v", max(s.pagers, 1), s.least, s.budget, s.engine, s.writes)
 	for _, r := range s.regions {
-		out += fmt.Sprintf("; %s page %d size %d (max %d) evict %s prefetch %s private %v read-only %v",
-			r.kind, r.page, r.size, r.maxSize, r.evict, r.prefetch, r.private, r.readOnly)
+		out += fmt.Sprintf("; %s page %d size %d (max %d) evict %s prefetch %s private %v read-only %v atomic %v",
+			r.kind, r.page, r.size, r.maxSize, r.evict, r.prefetch, r.private, r.readOnly, r.atomic)
 	}
 	return out
 }
@@ -177,6 +178,9 @@ func (w *world) newRegion(i int, rs regionSpec, seed uint64) (*region, error) {
 func (r *region) mapIt(s store.Store) (err error) {
 	o := pager.RegionOptions{PageSize: r.page, ReadOnly: !r.writable, Private: r.private, MaxSize: r.maxSize}
 	o.Evict, o.Prefetch = newPolicies(r.regionSpec)
+	if r.atomic {
+		o.Durability = pager.Atomic
+	}
 	if r.private {
 		o.SpillDir = r.w.dir
 	}
@@ -304,6 +308,7 @@ func (r *region) excuses(err error) bool {
 func (r *region) checkStore(off, n int64) error {
 	want := r.model[off : off+n]
 	switch {
+	case r.atomic: // it is in the journal
 	case r.path != "":
 		f, err := os.Open(r.path)
 		if err != nil {

@@ -220,8 +220,26 @@ func (a *actor) sync(r *region) error {
 	return a.durable(r, func(int64, int64) error { return r.Sync(context.Background()) })
 }
 
+func (a *actor) commit(r *region) error {
+	if !r.atomic {
+		return errSkip
+	}
+	return a.durable(r, func(int64, int64) error { return r.Commit(context.Background()) })
+}
+
 func (a *actor) syncRange(r *region) error {
-	return a.durable(r, func(off, n int64) error { return r.SyncRange(context.Background(), off, n) })
+	return a.durable(r, func(off, n int64) error { return r.partly(r.SyncRange(context.Background(), off, n)) })
+}
+
+// partly is what becomes of syncing a part of an Atomic region: it is refused.
+func (r *region) partly(err error) error {
+	switch {
+	case !r.atomic:
+		return err
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil
+	}
+	return fmt.Errorf("a part of an Atomic region was synced: %w", err)
 }
 
 func (a *actor) syncEventfd(r *region) error {
@@ -231,6 +249,12 @@ func (a *actor) syncEventfd(r *region) error {
 			return err
 		}
 		defer efd.Close()
+		if r.atomic {
+			if n < r.Len() {
+				_, err := r.SyncEventfd(off, n, efd.FD())
+				return r.partly(err)
+			}
+		}
 		op, err := r.SyncEventfd(off, n, efd.FD())
 		if err != nil {
 			return err

@@ -206,7 +206,7 @@ func (m mutation) try(root, overlay, under string) result {
 }
 
 var (
-	failLine  = regexp.MustCompile(`^\s+\w+_test\.go:\d+: (.*)`)
+	failLine  = regexp.MustCompile(`^\s+\w+_test\.go:(?:\d+:)? (.*)`)
 	crashLine = regexp.MustCompile(`^\s*((?:panic|fatal error|unexpected fault address|SIG[A-Z]+): .*|pager: invariant: .*)`)
 )
 

@@ -49,7 +49,7 @@ var table = []mutation{
 	{
 		name:  "dirty-bit-late",
 		what:  "a page becomes writable without being marked dirty in its leaf: Sync overlooks it",
-		edits: []edit{{"pager/fault.go", "\td.markDirty(page)\n\tprotectRange(d.addr(page), d.pageSize(), false)\n\tif fresh {", "\tprotectRange(d.addr(page), d.pageSize(), false)\n\tif fresh {"}},
+		edits: []edit{{"pager/fault.go", "\td.markDirty(page)\n\tif bare.Load32(&d.cut) != 0 && !force {", "\tif bare.Load32(&d.cut) != 0 && !force {"}},
 		pkg:   "pager", test: "TestCheckQuietHoldsWhereAllIsWell", tags: tagged, quick: true,
 	},
 	{
@@ -181,6 +181,25 @@ var table = []mutation{
 		what:  "Close drops what is dirty",
 		edits: []edit{{"pager/region.go", "\tsyncErr := r.syncForClose()\n", "\tvar syncErr error\n"}, {"pager/region.go", "if err := r.syncForClose(); err != nil && syncErr == nil {", "if err := error(nil); err != nil && syncErr == nil {"}},
 		pkg:   "pager", test: "TestCloseKeepsWhatWasWrittenUnderAPin", quick: true,
+	},
+
+	{
+		name:  "commit-without-flush",
+		what:  "Commit is acknowledged before the journal is flushed",
+		edits: []edit{{"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {", "if err = error(nil); err != nil {"}},
+		pkg:   "pager", test: "TestAtomicHistory", quick: true,
+	},
+	{
+		name:  "commit-flushes-first",
+		what:  "the journal is flushed before the record of the commit is written",
+		edits: []edit{{"pager/commit.go", "err = r.transfer(rec.Ops...)\n\t}", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err == nil {\n\t\t\terr = r.transfer(rec.Ops...)\n\t\t}\n\t}"}, {"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {\n\t\t\terr = a.flushFailed(err)", "if err = error(nil); err != nil {\n\t\t\terr = a.flushFailed(err)"}},
+		pkg:   "pager", test: "TestAtomicHistory",
+	},
+	{
+		name:  "torn-image-believed",
+		what:  "recovery believes a record whose images are not all there",
+		edits: []edit{{"pager/journal/recover.go", "CRC32C(buf[int64(i)*page:int64(i+1)*page]) != x.CRC {", "false && CRC32C(buf[int64(i)*page:int64(i+1)*page]) != x.CRC {"}},
+		pkg:   "pager/journal", test: "TestPowerLossAtEveryTick", quick: true,
 	},
 
 	// Waiting and ending.
