@@ -80,7 +80,7 @@ type engine struct {
 	finished fifo // done without a completion
 	cs       [chunk]completion
 
-	waitMu  sync.Mutex
+	waiting chan struct{}   // has what Wait and Close have of the waker: one at a time
 	waitCtx context.Context // of the Wait under way; nil: Close waits
 	watched <-chan struct{} // waitCtx.Done of the last Wait
 	unwatch func() bool
@@ -90,7 +90,7 @@ type engine struct {
 }
 
 func newEngine(kind Kind, depth int, w waker) *engine {
-	e := &engine{kind: kind, depth: depth, wake: w, closed: make(chan struct{})}
+	e := &engine{kind: kind, depth: depth, wake: w, waiting: make(chan struct{}, 1), closed: make(chan struct{})}
 	e.slots = make([]*Op, depth)
 	e.free = make([]int32, depth)
 	for i := range e.free {

@@ -454,8 +454,16 @@ func TestWaitEnds(t *testing.T) {
 		if err := get(c); err != context.Canceled {
 			t.Errorf("another one cancelled: %v", err)
 		}
+		// Behind another one that goes on.
+		first := wait(context.Background())
+		ctx, cancel = context.WithCancel(context.Background())
+		c = wait(ctx)
+		cancel()
+		if err := get(c); err != context.Canceled {
+			t.Errorf("cancelled behind another: %v", err)
+		}
 		// A cancelled context leaves nothing behind for the next one.
-		c = wait(context.Background())
+		c = first
 		e.Submit([]*Op{{FD: fd, Buf: buffer(t, 4096), Done: func(*Op) {}}})
 		if err := get(c); err != nil {
 			t.Errorf("with a completion: %v", err)

@@ -10,8 +10,14 @@ import (
 // waiter looks after it has taken the signal, so no change goes unnoticed.
 
 func (e *engine) Wait(ctx context.Context) error {
-	e.waitMu.Lock()
-	defer e.waitMu.Unlock()
+	// Another Wait may go on for ever, for instance when it has reaped what this
+	// one is there for: a mutex would not let go when ctx ends.
+	select {
+	case e.waiting <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-e.waiting }()
 	if e.closing.Load() {
 		return ErrClosed
 	}
@@ -93,10 +99,10 @@ func (e *engine) Close() error {
 		e.finished.push(op)
 	}
 	e.mu.Unlock()
-	e.wake.kick() // ends a Wait, which then gives waitMu up
+	e.wake.kick() // ends a Wait, which then lets others wait
 
-	e.waitMu.Lock()
-	defer e.waitMu.Unlock()
+	e.waiting <- struct{}{}
+	defer func() { <-e.waiting }()
 	if e.InFlight() > 0 {
 		e.back.cancel()
 	}

@@ -224,7 +224,20 @@ func (a *actor) commit(r *region) error {
 	if !r.atomic {
 		return errSkip
 	}
-	return a.durable(r, func(int64, int64) error { return r.Commit(context.Background()) })
+	return a.durable(r, func(int64, int64) error {
+		if a.intn(2, "with others") == 0 {
+			return r.Commit(context.Background())
+		}
+		all := []*pager.Region{r.Region}
+		for _, o := range a.w.regions {
+			// Resize and Reopen of the others are kept out as they are here.
+			if o != r && o.atomic && o.p == r.p && o.size.TryRLock() {
+				defer o.size.RUnlock()
+				all = append(all, o.Region)
+			}
+		}
+		return r.p.Commit(context.Background(), all...)
+	})
 }
 
 func (a *actor) syncRange(r *region) error {

@@ -216,6 +216,12 @@ var table = []mutation{
 		pkg:   "tests/liveness", test: "TestCloseWaitsForPins", quick: true,
 	},
 	{
+		name:  "wait-deaf-to-its-context",
+		what:  "who waits for I/O behind another does not notice that his context ends",
+		edits: []edit{{"pager/aio/wait_linux.go", "\tcase <-ctx.Done():\n\t\treturn ctx.Err()\n", "\tcase <-e.closed:\n"}},
+		pkg:   "pager/aio", test: "TestWaitEnds", quick: true,
+	},
+	{
 		name:  "signal-twice",
 		what:  "an eventfd is signalled twice for one lock",
 		edits: []edit{{"pager/lock.go", "\tl.efd.signal()\n", "\tl.efd.signal()\n\tl.efd.signal()\n"}},
