@@ -227,7 +227,7 @@ func (p *Pager) unqueue(b *batch) {
 func loadDone(op *aio.Op) {
 	l := op.Arg.(*load)
 	p := l.r.p
-	if l.r.retry(op, &l.tries, func() { p.readAgain(l) }) {
+	if op.Err != nil && l.r.retry(op, &l.tries, func() { p.readAgain(l) }) {
 		return
 	}
 	p.stats.reads.Add(1)

@@ -335,7 +335,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 func writeIODone(op *aio.Op) {
 	w := op.Arg.(*writeIO)
 	p := w.r.p
-	if w.r.retry(op, &w.tries, func() { p.writeAgain(w) }) {
+	if op.Err != nil && w.r.retry(op, &w.tries, func() { p.writeAgain(w) }) {
 		return
 	}
 	err := op.Err
