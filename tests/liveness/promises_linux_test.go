@@ -115,7 +115,7 @@ func TestAbandonedRequestsLeaveNothingPinned(t *testing.T) {
 	}
 	if n := p.Stats().Pinned; n != 0 {
 		// Close would wait for them for ever, also after a panic.
-		fmt.Printf("    promises_test.go: %d bytes are pinned by nobody\n--- FAIL: %s\n", n, t.Name())
+		fmt.Printf("    promises_linux_test.go: %d bytes are pinned by nobody\n--- FAIL: %s\n", n, t.Name())
 		os.Exit(1)
 	}
 	// All that can be pinned can be had again.
