@@ -1,0 +1,283 @@
+package durability
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/uffdpager/uffdpager/pager"
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/tests/internal/fixture"
+)
+
+const frame = pager.FrameSize
+
+// attempt is a commit that was tried.
+type attempt struct {
+	region []byte // what it makes of the region
+	begun  int    // tick from which a crash may leave it
+	ack    int    // tick from which every crash must; 0: never
+}
+
+// history drives one Atomic region over two recording stores of one clock, and
+// notes what the region is at every commit. One goroutine writes, so that each
+// commit is known to the byte.
+type history struct {
+	t    *testing.T
+	rng  *rand.Rand
+	rec  *store.Recorder
+	data *store.Recording
+	js   *store.Recording
+	opt  pager.RegionOptions
+
+	p     *pager.Pager
+	r     *pager.Region
+	raw   bool
+	model []byte
+	tried []attempt
+	steps map[string]int
+}
+
+// historyPages is the size of the region: more than the budget has.
+const historyPages = 24
+
+// lasting is a store that outlives its region.
+type lasting struct{ store.Store }
+
+func (lasting) Close() error { return nil }
+
+// newHistory maps a region. With slow, transfers take their time and overtake
+// one another, and then there is no raw access.
+func newHistory(t *testing.T, seed uint64, slow bool) *history {
+	t.Helper()
+	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 5)), rec: new(store.Recorder), steps: map[string]int{}}
+	wrap := func(s store.Store) *store.Recording {
+		if slow {
+			s = store.NewFaulty(s, store.FaultyOptions{Seed: seed, Latency: 20 * time.Microsecond, Jitter: 50 * time.Microsecond, Reorder: 4})
+		}
+		r, err := store.NewRecording(s, h.rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	h.data = wrap(fixture.Memory(t, historyPages*frame, seed))
+	h.js = wrap(store.NewMemory(256 << 10))
+	h.opt = pager.RegionOptions{
+		Durability: pager.Atomic,
+		MaxSize:    historyPages * frame,
+		PageSize:   frame << h.rng.IntN(2),
+		Journal:    pager.JournalOptions{Limit: 256 << 10, Interval: time.Duration(1+h.rng.IntN(10)) * time.Millisecond},
+		Writeback:  pager.Writeback{DirtyShare: 0.3, Age: time.Duration(1+h.rng.IntN(5)) * time.Millisecond},
+	}
+	h.p = fixture.Pager(t, pager.Options{Budget: int64(12+h.rng.IntN(8)) * frame})
+	h.open()
+	h.raw = h.r.Raw() == nil
+	h.model = make([]byte, historyPages*frame)
+	fixture.Fill(h.model, 0, seed)
+	h.tried = []attempt{{region: bytes.Clone(h.model), ack: h.rec.Now()}}
+	return h
+}
+
+func (h *history) open() {
+	h.t.Helper()
+	o := h.opt
+	o.Journal.Store = lasting{h.js}
+	r, err := h.p.Map(lasting{h.data}, o)
+	if err != nil {
+		h.t.Fatalf("Map: %v", err)
+	}
+	h.r = r
+}
+
+// run takes so many steps and closes the region.
+func (h *history) run(steps int) {
+	h.t.Helper()
+	for i := range steps {
+		name, err := h.step(uint64(i))
+		if err != nil {
+			h.t.Fatalf("step %d, %s: %v", i, name, err)
+		}
+		h.steps[name]++
+	}
+	if err := h.r.Close(); err != nil {
+		h.t.Fatalf("Close: %v", err)
+	}
+}
+
+func (h *history) step(i uint64) (string, error) {
+	ctx := context.Background()
+	size := int64(len(h.model))
+	off := h.rng.Int64N(size)
+	n := min(1+h.rng.Int64N(3*frame), size-off)
+	b := make([]byte, n)
+	fixture.Fill(b, off, i+1)
+	switch x := h.rng.IntN(100); {
+	case x < 20:
+		copy(h.model[off:], b)
+		_, err := h.r.WriteAt(b, off)
+		return "WriteAt", err
+	case x < 40:
+		pin, err := h.r.AcquireWrite(ctx, off, n)
+		if err == nil {
+			copy(h.model[off:], b)
+			copy(pin.Bytes(), b)
+			pin.Release()
+		}
+		return "AcquireWrite", err
+	case x < 52 && h.raw:
+		places := make([]int64, 1+h.rng.IntN(6))
+		for k := range places {
+			places[k] = h.rng.Int64N(size)
+			h.model[places[k]] = byte(i)
+		}
+		return "Update", h.r.Update(ctx, func(mem []byte) error {
+			for _, at := range places {
+				mem[at] = byte(i)
+			}
+			return nil
+		})
+	case x < 60 && h.raw:
+		h.model[off] ^= 0x55
+		return "Bytes", pager.Guard(func() error { h.r.Bytes()[off] ^= 0x55; return nil })
+	case x < 66:
+		got := make([]byte, n)
+		if _, err := h.r.ReadAt(got, off); err != nil {
+			return "ReadAt", err
+		}
+		return "ReadAt", fixture.Compare(got, h.model[off:off+n], off)
+	case x < 72:
+		size = 1 + h.rng.Int64N(historyPages*frame)
+		if err := h.r.Resize(ctx, size); err != nil {
+			return "Resize", err
+		}
+		if size < int64(len(h.model)) {
+			h.model = h.model[:size]
+		} else {
+			h.model = append(h.model, make([]byte, size-int64(len(h.model)))...)
+		}
+		return "Resize", nil
+	case x < 76:
+		clear(h.model[off : off+n])
+		return "Discard", h.r.Discard(ctx, off, n)
+	case x < 79:
+		// Let the clock of the checkpoint go on.
+		time.Sleep(time.Duration(h.rng.IntN(3)) * time.Millisecond)
+		return "pause", nil
+	case x < 81:
+		if err := h.r.Close(); err != nil {
+			return "Close", err
+		}
+		h.open()
+		h.model = bytes.Clone(h.tried[len(h.tried)-1].region)
+		return "Close", h.compare(h.r, h.model)
+	}
+	h.tried = append(h.tried, attempt{region: bytes.Clone(h.model), begun: h.rec.Now()})
+	err := h.r.Commit(ctx)
+	h.tried[len(h.tried)-1].ack = h.rec.Now()
+	return "Commit", err
+}
+
+// compare reads a region as a whole.
+func (h *history) compare(r *pager.Region, want []byte) error {
+	if r.Len() != int64(len(want)) {
+		return fmt.Errorf("the region has %d bytes, want %d", r.Len(), len(want))
+	}
+	got := make([]byte, len(want))
+	if _, err := r.ReadAt(got, 0); err != nil {
+		return err
+	}
+	return fixture.Compare(got, want, 0)
+}
+
+// recorded reports whether the records have all that the journal's store has: a
+// thread without a P writes to a store's memory itself, which no Recording sees.
+func (h *history) recorded() bool {
+	k, ok := h.js.Kernel()
+	return !ok || k.Mem == nil || bytes.Equal(k.Mem[:h.js.Size()], h.js.Image(h.rec.Now(), store.Everything))
+}
+
+// judge maps what a loss of power at the tick leaves, and says what is wrong
+// with it.
+func (h *history) judge(p *pager.Pager, tick int, survives store.Survives, readOnly bool) error {
+	data, js := h.data.Image(tick, survives), h.js.Image(tick, survives)
+	var view []byte
+	if readOnly {
+		r, err := h.mapImages(p, data, js, true)
+		switch {
+		case err == nil:
+			view = make([]byte, r.Len())
+			_, err = r.ReadAt(view, 0)
+			err = errors.Join(err, r.Close())
+		case errors.Is(err, pager.ErrJournal): // cut in the middle of a page: says so
+			err = nil
+		}
+		if err != nil {
+			return fmt.Errorf("read-only: %w", err)
+		}
+	}
+	r, err := h.mapImages(p, data, js, false)
+	if err != nil {
+		return fmt.Errorf("Map: %w", err)
+	}
+	got := make([]byte, r.Len())
+	_, err = r.ReadAt(got, 0)
+	if err := errors.Join(err, r.Close()); err != nil {
+		return err
+	}
+	if view != nil && !bytes.Equal(view, got) {
+		return errors.New("a read-only Map shows something else than a writable one")
+	}
+	last, seen := 0, -1
+	for i, a := range h.tried {
+		if a.ack > 0 && a.ack <= tick || i == 0 {
+			last = i
+		}
+		if a.begun <= tick && bytes.Equal(a.region, got) {
+			seen = i
+		}
+	}
+	switch {
+	case seen < 0:
+		return fmt.Errorf("what is there (%d bytes) was never committed; acknowledged were %d commits; %w", len(got), last, nearest(h.tried, got))
+	case seen < last:
+		return fmt.Errorf("commit %d is there, and %d was acknowledged", seen, last)
+	}
+	return nil
+}
+
+// nearest says where the region differs from the attempt most like it.
+func nearest(tried []attempt, got []byte) error {
+	best, which := -1, 0
+	var pages []int
+	for i, a := range tried {
+		if len(a.region) != len(got) {
+			continue
+		}
+		var differ []int
+		for off := 0; off < len(got); off += frame {
+			end := min(off+frame, len(got))
+			if !bytes.Equal(a.region[off:end], got[off:end]) {
+				differ = append(differ, off/frame)
+			}
+		}
+		if best < 0 || len(differ) < best {
+			best, which, pages = len(differ), i, differ
+		}
+	}
+	return fmt.Errorf("commit %d differs in pages %v", which, pages)
+}
+
+func (h *history) mapImages(p *pager.Pager, data, js []byte, readOnly bool) (*pager.Region, error) {
+	o := h.opt
+	o.ReadOnly = readOnly
+	o.Journal.Store = &heap{js}
+	if readOnly {
+		o.MaxSize = 0
+	}
+	return p.Map(&heap{data}, o)
+}

@@ -1,0 +1,63 @@
+package durability
+
+import (
+	"fmt"
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/uffdpager/uffdpager/pager"
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/tests/internal/child"
+	"github.com/uffdpager/uffdpager/tests/internal/fixture"
+)
+
+// TestAtomicPowerLoss runs the pager itself over a data store and a journal
+// that log every write and flush, lets the power go at every tick of the log
+// with all, nothing, or a random part of what was not flushed, sectors torn,
+// and maps what is left: a whole commit, none older than what Commit had
+// acknowledged.
+func TestAtomicPowerLoss(t *testing.T) {
+	fixture.NeedWrite(t)
+	seed := fixture.Seed(t)
+	if child.Isolate(t, child.Options{Procs: 2, Deadline: deadline(3*time.Minute, 40*time.Minute)}) {
+		return
+	}
+	atLeast, end := 1000, time.Now().Add(30*time.Second)
+	if fixture.Torture() {
+		atLeast, end = 100_000, time.Now().Add(30*time.Minute)
+	}
+	images, unseen := 0, 0
+	for n := uint64(0); images < atLeast && time.Now().Before(end) && !t.Failed(); n++ {
+		t.Run(fmt.Sprint("history", n), func(t *testing.T) {
+			h := newHistory(t, seed+n, n%2 == 1)
+			h.run(50)
+			if !h.recorded() {
+				unseen++
+				return
+			}
+			k := h.lose(seed + n)
+			images += k
+			t.Logf("%d images, %d commits, steps %v", k, len(h.tried)-1, maps.Clone(h.steps))
+		})
+		if unseen > 20 {
+			t.Fatal("too many histories with writes that were not recorded")
+		}
+	}
+	t.Logf("%d images", images)
+}
+
+// lose tries every tick and says how many images that were.
+func (h *history) lose(seed uint64) (images int) {
+	h.t.Helper()
+	p := fixture.Pager(h.t, pager.Options{Budget: 64 * frame})
+	for tick := h.tried[0].ack; tick <= h.rec.Now(); tick++ {
+		for fate, survives := range []store.Survives{nil, store.Everything, store.AtRandom(seed + uint64(tick))} {
+			images++
+			if err := h.judge(p, tick, survives, tick%8 == 0); err != nil {
+				h.t.Fatalf("seed %d: power lost at tick %d of %d (%s): %v", seed, tick, h.rec.Now(), [...]string{"nothing survives", "everything survives", "some survives"}[fate], err)
+			}
+		}
+	}
+	return images
+}
