@@ -47,8 +47,7 @@ type span struct {
 	chain uint32 // its checksum
 }
 
-// Open reads the journal in s and owns s, also on error. It waits for its I/O,
-// which goes through e and which somebody else must reap.
+// Open reads the journal in s and owns s, also on error. It waits for its I/O.
 //
 // A store that is all zeros where the header goes is made a journal. One
 // without live commits is made ready for new ones, whatever its page size was

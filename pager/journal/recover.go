@@ -213,7 +213,7 @@ type Info struct {
 
 // Probe looks at a journal without writing or owning it: whether it holds live
 // commits, and whose. A store without a journal, all zeros, is the zero Info. It
-// waits for its I/O like Open.
+// waits for its I/O.
 func Probe(ctx context.Context, s store.Store, e aio.Engine) (Info, error) {
 	m := medium{s, e}
 	b, err := newBuffer(copies * block)
