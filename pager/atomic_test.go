@@ -286,7 +286,8 @@ func TestSlotsOutliveTheirRecord(t *testing.T) {
 	if err := r.atomic.checkpoint(ctx); !errors.Is(err, unix.EIO) {
 		t.Fatalf("checkpoint without a header: %v", err)
 	}
-	// Now everything that is dirty looks for slots.
+	// Now everything that is dirty looks for slots, from the first one on.
+	atomic.StoreUint32(&r.d.slotHint, 0)
 	for i := range 16 {
 		fill(t, r, i, 99)
 	}
@@ -576,4 +577,116 @@ func TestSyncOfAnAtomicRegion(t *testing.T) {
 	if n := p.Stats().Commits; n != 1 {
 		t.Errorf("a Sync with nothing to do made commit %d", n)
 	}
+}
+
+// A read of a slot that is under way while a checkpoint moves the page, and
+// another page gets the slot, is read again from the store.
+func TestReadOfASlotThatMoves(t *testing.T) {
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	r, _, journal := faultyAtomic(t, p, 32, RegionOptions{Journal: JournalOptions{Limit: 100 * FrameSize, Interval: -1}})
+	ctx := context.Background()
+	for i := range 4 {
+		fill(t, r, i, byte(40+i))
+	}
+	if err := r.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Advise(0, 4*FrameSize, DontNeed); err != nil {
+		t.Fatal(err)
+	}
+	if r.d.place(2) == 0 {
+		t.Fatal("page 2 is not in a slot")
+	}
+	slot := r.d.place(2) - 1
+	journal.Inject(store.Fault{Ops: store.OnRead, Count: 1, Delay: 200 * time.Millisecond})
+	got := make(chan byte)
+	go func() {
+		pin, err := r.Acquire(ctx, 2*FrameSize, 8)
+		if err != nil {
+			t.Error(err)
+			got <- 0
+			return
+		}
+		got <- pin.Bytes()[0]
+		pin.Release()
+	}()
+	for journal.Counts().InFlight == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := r.atomic.checkpoint(ctx); err != nil {
+		t.Fatal(err)
+	}
+	atomic.StoreUint32(&r.d.slotHint, slot)
+	fill(t, r, 8, 99)
+	p.writeBack([]dirtyPage{{r.d, 8}}, writeSync)
+	for turn := 0; r.write.inflight.Load() != 0; turn++ {
+		p.reapSome(64)
+		pause(turn)
+	}
+	if r.d.place(8) != slot+1 {
+		t.Fatalf("page 8 is in slot %d, not in %d", r.d.place(8)-1, slot)
+	}
+	if b := <-got; b != 42 {
+		t.Errorf("page 2 reads as %d, want 42", b)
+	}
+}
+
+// Stores outside of passages: as far as a goroutine can be parked, the cut has
+// no later store of it without its earlier ones.
+func TestCutKeepsTheOrderOfStores(t *testing.T) {
+	if active, why := coro.ParkStatus(); !active {
+		t.Skipf("goroutines are not parked in place here: %s", why)
+	}
+	const pages = 48
+	p := newPager(t, Options{Budget: 128 * FrameSize})
+	if p.Stats().ParkMode != coro.InPlace {
+		t.Skip("park mode " + p.Stats().Park)
+	}
+	o := RegionOptions{Journal: JournalOptions{Limit: 4 << 20, Interval: 3 * time.Millisecond}}
+	a := mapAtomic(t, p, make([]byte, pages*FrameSize), nil, o)
+	mem := a.Bytes()
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() { // page i never has less than page i+1, nor two more
+		for v := byte(1); !stop.Load(); v++ {
+			for i := range pages {
+				mem[i*FrameSize] = v
+			}
+		}
+	})
+	for round := range longer(15) {
+		waited := p.Stats().Faults.Blocked
+		if err := a.Commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		waited = p.Stats().Faults.Blocked - waited
+		data, journal := a.frozen()
+		c, err := tryMapAtomic(p, data, journal, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var first, last [1]byte
+		drops := 0
+		for i := range pages {
+			if _, err := c.ReadAt(last[:], int64(i*FrameSize)); err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case i == 0:
+				first = last
+			case last[0] == first[0]-1:
+				drops++
+				first = last
+			case last != first:
+				drops += 2
+			}
+		}
+		c.Close()
+		if drops > 1 && waited == 0 {
+			t.Errorf("round %d: the cut has later stores without earlier ones", round)
+			break
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
 
@@ -117,21 +118,32 @@ func checkBytes(r *Region, want []byte) error {
 	return nil
 }
 
+// The same where every fault is served without a P, by the thread that waits,
+// and with one P for everybody: raw stores then write dirty pages to slots by
+// themselves.
+func TestAtomicHistoryOfBlockedThreads(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	for seed := range uint64(longer(2)) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { atomicHistory(t, 100+seed, 200, Options{Park: coro.Block}) })
+	}
+}
+
 // A history of writes in every way there is, commits, resizes and discards,
 // under a budget of a few pages. What is read is what was written; the store
 // holds committed pages only (J1); a crash at any time leaves what was committed
 // last (J2), also when the recovery crashes and is run again.
 func TestAtomicHistory(t *testing.T) {
 	for seed := range uint64(longer(3)) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { atomicHistory(t, seed, 200) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { atomicHistory(t, seed, 200, Options{}) })
 	}
 }
 
-func atomicHistory(t *testing.T, seed uint64, steps int) {
+func atomicHistory(t *testing.T, seed uint64, steps int, po Options) {
 	rnd := rand.New(rand.NewPCG(seed, 5))
 	ps := []int{4096, 4096, 16384}[seed%3]
 	const pages, most = 96, 160
-	p := newPager(t, Options{Budget: int64(24 * ps)})
+	po.Budget = int64(24 * ps)
+	p := newPager(t, po)
 	o := RegionOptions{PageSize: ps, MaxSize: int64(most * ps), Journal: JournalOptions{Limit: int64(400 * ps), Interval: 5 * time.Millisecond}}
 	data := make([]byte, pages*ps)
 	for i := range data {
@@ -140,7 +152,13 @@ func atomicHistory(t *testing.T, seed uint64, steps int) {
 	a := mapAtomic(t, p, data, nil, o)
 	raw := a.Raw() == nil
 	ctx := context.Background()
+	byServer := 0
 	for step := range steps {
+		for s := range a.d.slotCount {
+			if atomic.LoadUint64(a.d.slotWord(s))&slotRaw != 0 {
+				byServer++
+			}
+		}
 		off := rnd.Int64N(a.Len())
 		n := min(1+rnd.Int64N(int64(2*ps)), a.Len()-off)
 		b := bytes.Repeat([]byte{byte(step), byte(rnd.Uint32())}, int(n+1)/2)[:n]
@@ -171,6 +189,12 @@ func atomicHistory(t *testing.T, seed uint64, steps int) {
 			copy(a.model[off:], b)
 		case k < 60 && raw:
 			what = "Bytes"
+			if rnd.IntN(2) == 0 { // all over
+				for off := off % 512; off < a.Len(); off += 3 * a.ps {
+					a.Bytes()[off] = byte(step)
+					a.model[off] = byte(step)
+				}
+			}
 			copy(a.Bytes()[off:], b)
 			copy(a.model[off:], b)
 		case k < 75:
@@ -222,6 +246,10 @@ func atomicHistory(t *testing.T, seed uint64, steps int) {
 	if err := checkBytes(a.Region, a.model); err != nil {
 		t.Fatalf("at the end: %v", err)
 	}
+	if raw && po.Park == coro.Block && byServer == 0 {
+		t.Error("no page went to a slot without a P")
+	}
+	t.Logf("%d commits, %d checkpoints, %d KiB to the journal", p.Stats().Commits, p.Stats().Checkpoints, p.Stats().JournalBytes>>10)
 	if s := p.Stats(); s.Commits == 0 || s.Checkpoints == 0 || s.JournalBytes == 0 {
 		t.Errorf("the history was too tame: %v", s)
 	}
