@@ -218,6 +218,7 @@ func (j *job) work(ctx context.Context, p *pager.Pager, region *pager.Region, fi
 	})
 	proof := newProof(kind, file, size, o.writeRatio > 0)
 	c := newCrew(ctx, region, way, proof, o.verify, w, o.goroutines, o.ops)
+	c.lasts = o.duration
 
 	idle, idleFor, err := j.idle(ctx)
 	if err != nil {

@@ -25,6 +25,7 @@ type crew struct {
 	proof  *proof
 	verify bool
 	stop   atomic.Bool
+	lasts  time.Duration // 0: until stop. Who sets stop may have to wait for his turn
 	began  time.Time
 
 	workers []worker
@@ -219,6 +220,9 @@ func (w *worker) work() {
 		}
 		began = now
 		bump(&w.ops, 1)
+		if c.lasts > 0 && now.Sub(c.began) > c.lasts {
+			return
+		}
 		if n := w.errors.Load(); n >= hopeless && n == w.ops.Load() {
 			return
 		}
