@@ -201,6 +201,36 @@ var table = []mutation{
 		edits: []edit{{"pager/journal/recover.go", "CRC32C(buf[int64(i)*page:int64(i+1)*page]) != x.CRC {", "false && CRC32C(buf[int64(i)*page:int64(i+1)*page]) != x.CRC {"}},
 		pkg:   "pager/journal", test: "TestPowerLossAtEveryTick", quick: true,
 	},
+	{
+		name:  "acknowledge-before-flush",
+		what:  "a commit is acknowledged before its flush",
+		edits: []edit{{"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {", "if err != nil {"}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
+	},
+	{
+		name:  "in-place-before-the-journal",
+		what:  "the images of a commit go in place before its record is durable",
+		edits: []edit{{"pager/commit.go", "\t\tr.p.stats.flushes.Add(1)\n\t\tif err = r.transfer(", "\t\t_, _ = a.j.Apply(context.Background(), r.store, journal.View([]journal.Commit{{Length: c.length, MinLength: c.minLength, Entries: c.entries}}, 1<<r.shift))\n\t\tif err = r.transfer("}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
+	},
+	{
+		name:  "image-checksum-ignored",
+		what:  "a record counts although images of it have not arrived",
+		edits: []edit{{"pager/journal/recover.go", "CRC32C(buf[int64(i)*page:int64(i+1)*page]) != x.CRC {", "false && CRC32C(buf[int64(i)*page:int64(i+1)*page]) != x.CRC {"}, {"pager/journal/replay.go", "if CRC32C(b) != x.CRC {", "if false {"}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
+	},
+	{
+		name:  "slots-free-before-the-header",
+		what:  "slots are used again although the header that makes them free is not durable",
+		edits: []edit{{"pager/journal/ring.go", "\tif err = j.run([]*aio.Op{h.Op}); err == nil {\n\t\terr = j.flush()\n\t}\n\tif err != nil {\n\t\tj.NotCheckpointed(h)", "\tif err = j.run([]*aio.Op{h.Op}); err != nil {\n\t\tj.NotCheckpointed(h)"}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
+	},
+	{
+		name:  "header-before-the-data",
+		what:  "a checkpoint's header goes out before the data store is flushed",
+		edits: []edit{{"pager/journal/replay.go", "\tif err := d.flush(); err != nil {\n\t\treturn 0, fmt.Errorf(\"journal: apply: %w\", err)\n\t}\n", ""}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
+	},
 
 	// Waiting and ending.
 	{

@@ -1,0 +1,365 @@
+package durability
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/uffdpager/uffdpager/pager"
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/tests/internal/fixture"
+)
+
+// counting counts what is written to a store.
+type counting struct {
+	store.Store
+	bytes, flushes *atomic.Int64
+}
+
+func (c counting) Start(e aio.Engine, ops []*aio.Op) {
+	for _, op := range ops {
+		switch op.Code {
+		case aio.Write:
+			c.bytes.Add(int64(len(op.Buf)))
+		case aio.Flush:
+			c.flushes.Add(1)
+		}
+	}
+	c.Store.Start(e, ops)
+}
+
+// TestAtomicBytesWritten counts the bytes that a commit and its checkpoint
+// write, to both stores, for each dirty byte.
+func TestAtomicBytesWritten(t *testing.T) {
+	fixture.NeedWrite(t)
+	for _, c := range []struct {
+		pages int64
+		most  float64
+	}{
+		// A commit of one page is a page, a record of a block, and the page in
+		// place; the header of the checkpoint is shared by many.
+		{1, 3.1},
+		{64, 2.1},
+		{4096, 2.1},
+	} {
+		t.Run(fmt.Sprint(c.pages), func(t *testing.T) {
+			const size = 4096 * frame
+			var bytes, flushes atomic.Int64
+			p := fixture.Pager(t, pager.Options{Budget: 3 * size})
+			r := fixture.Map(t, p, counting{store.NewMemory(size), &bytes, &flushes}, pager.RegionOptions{
+				Durability: pager.Atomic,
+				Journal:    pager.JournalOptions{Store: counting{store.NewMemory(4 * size), &bytes, &flushes}, Limit: 4 * size, Interval: -1},
+				Writeback:  pager.Writeback{NoSteal: true},
+			})
+			bytes.Store(0) // what the journal's creation has written
+			commits := max(1, 64/c.pages)
+			for i := range commits {
+				for k := range c.pages {
+					if _, err := r.WriteAt([]byte{1}, (i*c.pages+k)*frame+7); err != nil {
+						t.Fatal(err)
+					}
+				}
+				before := flushes.Load()
+				if err := r.Commit(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				if n := flushes.Load() - before; n != 1 {
+					t.Errorf("%d flushes in a commit", n)
+				}
+			}
+			if err := r.Close(); err != nil { // the checkpoint
+				t.Fatal(err)
+			}
+			per := float64(bytes.Load()) / float64(commits*c.pages*frame)
+			t.Logf("%.3f bytes written per dirty byte", per)
+			if per > c.most {
+				t.Errorf("%.3f bytes written per dirty byte, more than %.1f", per, c.most)
+			}
+		})
+	}
+}
+
+// direct writes n bytes in one sequential O_DIRECT write into a file that has
+// them already, and flushes once: what the device takes for a commit.
+type direct struct {
+	f   *os.File
+	buf []byte
+}
+
+func newDirect(b *testing.B, dir string, n int) *direct {
+	f, err := os.OpenFile(filepath.Join(dir, "direct"), os.O_RDWR|os.O_CREATE|unix.O_DIRECT, 0o600)
+	if err != nil {
+		b.Skip("no O_DIRECT here: ", err)
+	}
+	b.Cleanup(func() { f.Close() })
+	buf, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { unix.Munmap(buf) })
+	for i := range buf {
+		buf[i] = byte(i)
+	}
+	d := &direct{f, buf}
+	d.write(b)
+	return d
+}
+
+func (d *direct) write(b *testing.B) time.Duration {
+	at := time.Now()
+	if _, err := d.f.WriteAt(d.buf, 0); err != nil {
+		b.Fatal(err)
+	}
+	if err := unix.Fdatasync(int(d.f.Fd())); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(at)
+}
+
+// benchRegion is an Atomic region over a file of this size.
+func benchRegion(b *testing.B, dir string, size, budget int64) (*pager.Pager, *pager.Region) {
+	b.Helper()
+	path := fixture.FileIn(b, dir, size, 1)
+	p := fixture.Pager(b, pager.Options{Budget: budget})
+	return p, fixture.Map(b, p, fixture.OpenFile(b, path, store.FileOptions{}), pager.RegionOptions{
+		Durability: pager.Atomic,
+		Journal:    pager.JournalOptions{Limit: 256 << 20, Interval: -1},
+		Writeback:  pager.Writeback{NoSteal: true},
+	})
+}
+
+func median(d []time.Duration) float64 {
+	slices.Sort(d)
+	return float64(d[len(d)/2].Nanoseconds()) / 1e3
+}
+
+// BenchmarkCommit is a Commit of so many dirty pages, beside one sequential
+// direct write of the same bytes and one fdatasync, in turn with it.
+func BenchmarkCommit(b *testing.B) {
+	for _, pages := range []int64{1, 64, 4096} {
+		b.Run(fmt.Sprintf("pages=%d", pages), func(b *testing.B) {
+			dir := b.TempDir()
+			_, r := benchRegion(b, dir, 4096*frame, 64<<20)
+			d := newDirect(b, dir, int(pages*frame))
+			var commits, writes []time.Duration
+			dirty := func(i int) {
+				for k := range pages {
+					if _, err := r.WriteAt([]byte{byte(i)}, k*frame+8); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			for i := range 4 { // the journal grows to what it needs
+				dirty(i)
+				if err := r.Commit(context.Background()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for i := 0; b.Loop(); i++ {
+				b.StopTimer()
+				dirty(i)
+				writes = append(writes, d.write(b))
+				b.StartTimer()
+				at := time.Now()
+				if err := r.Commit(context.Background()); err != nil {
+					b.Fatal(err)
+				}
+				commits = append(commits, time.Since(at))
+			}
+			c, w := median(commits), median(writes)
+			b.ReportMetric(c, "µs/commit")
+			b.ReportMetric(w, "µs/direct")
+			b.ReportMetric(c/w, "ratio")
+		})
+	}
+}
+
+// BenchmarkGroupCommit has so many goroutines, each of which writes a page of
+// its own and commits, again and again.
+func BenchmarkGroupCommit(b *testing.B) {
+	for _, n := range []int{1, 4, 16, 64} {
+		b.Run(fmt.Sprintf("goroutines=%d", n), func(b *testing.B) {
+			p, r := benchRegion(b, b.TempDir(), 4096*frame, 64<<20)
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for g := range n {
+				wg.Go(func() {
+					for left.Add(-1) >= 0 {
+						if _, err := r.WriteAt([]byte{1}, int64(g)*frame); err != nil {
+							b.Error(err)
+							return
+						}
+						if err := r.Commit(context.Background()); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "commits/s")
+			b.ReportMetric(float64(p.Stats().Commits)/float64(b.N), "records/commit")
+		})
+	}
+}
+
+// BenchmarkRecovery is a Map of a file with so many MiB in its journal.
+func BenchmarkRecovery(b *testing.B) {
+	const size = 64 << 20
+	dir := b.TempDir()
+	path := fixture.FileIn(b, dir, size, 1)
+	var spent time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		js, err := store.OpenFile(filepath.Join(dir, "journal"), store.FileOptions{Create: true, Size: 8 << 10})
+		if err != nil {
+			b.Fatal(err)
+		}
+		p, err := pager.New(pager.Options{Budget: 2 * size})
+		if err != nil {
+			b.Fatal(err)
+		}
+		o := pager.RegionOptions{Durability: pager.Atomic, Journal: pager.JournalOptions{Store: js, Limit: 256 << 20, Interval: -1}}
+		r, err := p.Map(fixture.OpenFile(b, path, store.FileOptions{}), o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		buf := make([]byte, size)
+		if _, err := r.WriteAt(buf, 0); err != nil {
+			b.Fatal(err)
+		}
+		if err := r.Commit(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		// The journal as a crash leaves it.
+		copied := filepath.Join(dir, "copy")
+		data, err := os.ReadFile(filepath.Join(dir, "journal"))
+		if err == nil {
+			err = os.WriteFile(copied, data, 0o600)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := r.Close(); err != nil {
+			b.Fatal(err)
+		}
+		o.Journal.Store = fixture.OpenFile(b, copied, store.FileOptions{})
+		s := fixture.OpenFile(b, path, store.FileOptions{})
+		at := time.Now()
+		b.StartTimer()
+		r, err = p.Map(s, o)
+		spent += time.Since(at)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := r.Close(); err != nil {
+			b.Fatal(err)
+		}
+		p.Close()
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(spent.Microseconds())/1e3/float64(b.N)/(size>>20), "ms/MiB")
+}
+
+// BenchmarkSync is a Sync of an InPlace region of 1 GiB, all resident, with one
+// page in a hundred dirty, beside the same writes and one flush through an
+// engine of its own.
+func BenchmarkSync(b *testing.B) {
+	const size, budget = 1 << 30, 1<<30 + 64<<20
+	dir := b.TempDir()
+	path := fixture.FileIn(b, dir, size, 1)
+	p := fixture.Pager(b, pager.Options{Budget: budget})
+	r := fixture.Map(b, p, fixture.OpenFile(b, path, store.FileOptions{}), pager.RegionOptions{Writeback: pager.Writeback{NoSteal: true}})
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < size; off += int64(len(buf)) {
+		if _, err := r.ReadAt(buf, off); err != nil {
+			b.Fatal(err)
+		}
+	}
+	d := newDevice(b, fixture.FileIn(b, b.TempDir(), size, 1))
+	var syncs, writes []time.Duration
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		var offs []int64
+		for off := int64(i*37%100) * frame; off < size; off += 100 * frame {
+			offs = append(offs, off)
+			if _, err := r.WriteAt([]byte{byte(i)}, off); err != nil {
+				b.Fatal(err)
+			}
+		}
+		writes = append(writes, d.write(b, offs))
+		b.StartTimer()
+		at := time.Now()
+		if err := r.Sync(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		syncs = append(syncs, time.Since(at))
+	}
+	s, w := median(syncs), median(writes)
+	b.ReportMetric(s, "µs/sync")
+	b.ReportMetric(w, "µs/device")
+	b.ReportMetric(s/w, "ratio")
+}
+
+// device writes pages at depth, and flushes.
+type device struct {
+	s   store.Store
+	e   aio.Engine
+	buf []byte
+}
+
+func newDevice(b *testing.B, path string) *device {
+	e, err := aio.Open(aio.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := fixture.OpenFile(b, path, store.FileOptions{})
+	buf, err := unix.Mmap(-1, 0, frame, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { e.Close(); s.Close(); unix.Munmap(buf) })
+	return &device{s, e, buf}
+}
+
+func (d *device) write(b *testing.B, offs []int64) time.Duration {
+	ops := make([]*aio.Op, len(offs))
+	for i, off := range offs {
+		ops[i] = &aio.Op{Code: aio.Write, Off: off, Buf: d.buf}
+	}
+	at := time.Now()
+	d.run(b, ops)
+	d.run(b, []*aio.Op{{Code: aio.Flush}})
+	return time.Since(at)
+}
+
+func (d *device) run(b *testing.B, ops []*aio.Op) {
+	left := len(ops)
+	for _, op := range ops {
+		op.Done = func(op *aio.Op) {
+			if left--; op.Err != nil {
+				b.Error(op.Err)
+			}
+		}
+	}
+	d.s.Start(d.e, ops)
+	for left > 0 {
+		if d.e.Reap(64) == 0 {
+			if err := d.e.Wait(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
