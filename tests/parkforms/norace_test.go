@@ -1,0 +1,5 @@
+//go:build !race
+
+package parkforms
+
+const race = false
