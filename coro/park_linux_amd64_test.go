@@ -210,9 +210,15 @@ func TestManyParkAtOnceOnFewThreads(t *testing.T) {
 		ps = NextParked(ps)
 	}
 	var ms runtime.MemStats
-	start := time.Now()
-	runtime.GC()
-	collected := time.Since(start)
+	collected := time.Hour // the best of three
+	for range 3 {
+		start := time.Now()
+		runtime.GC()
+		collected = min(collected, time.Since(start))
+	}
+	if n == 100_000 && collected > 200*time.Millisecond {
+		t.Errorf("a collection with %d goroutines parked takes %v at best", n, collected)
+	}
 	runtime.ReadMemStats(&ms)
 	t.Logf("%d parked: a collection takes %v, stacks %d bytes each", n, collected, ms.StackInuse/uint64(n))
 	tasks, _ := os.ReadDir("/proc/self/task")

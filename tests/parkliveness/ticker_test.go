@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager"
 	"github.com/uffdpager/uffdpager/pager/store"
 	"github.com/uffdpager/uffdpager/prefetch"
@@ -25,21 +26,27 @@ const (
 	// maxThreads is what a program may have, its Ps' and the pager's included,
 	// however many goroutines wait.
 	maxThreads = 20
+
+	// What plain loads must come to, beside an idle ticker and Acquire, in the
+	// best of some attempts: any of them may meet a busy machine. Asked for by
+	// UFFDPAGER_TORTURE=1; without, only what no machine is too busy for.
+	minTicks, maxTime             = 0.9, 1.3
+	minTicksAnyway, maxTimeAnyway = 0.1, 4
+	attempts                      = 6
+	patience                      = 40 * time.Second // after which no other attempt begins
 )
 
 // TestWaitingTakesNoThread lets a thousand goroutines wait for a slow store by
 // plain loads, and by Acquire for comparison, beside a ticker. What the ticker
-// and the clock say depends on the machine and on who else is using it, and is
-// reported; the number of threads does not.
+// and the clock say depends on the machine and on who else is using it: the best
+// of some attempts counts. The number of threads does not depend on that.
 func TestWaitingTakesNoThread(t *testing.T) {
 	for _, procs := range []int{1, 2} {
 		t.Run(fmt.Sprintf("procs=%d", procs), func(t *testing.T) {
-			if child.Isolate(t, child.Options{Procs: procs}) {
+			if child.Isolate(t, child.Options{Procs: procs, Deadline: 2 * time.Minute}) {
 				return
 			}
 			seed := fixture.Seed(t)
-			idle := beside(func() { time.Sleep(500 * time.Millisecond) })
-
 			region := func() (*pager.Pager, *pager.Region) {
 				p := fixture.Pager(t, pager.Options{Budget: 16 << 20})
 				s := store.NewFaulty(fixture.Memory(t, size, seed), store.FaultyOptions{Latency: latency, Kernel: true})
@@ -47,24 +54,39 @@ func TestWaitingTakesNoThread(t *testing.T) {
 				fixture.NeedRaw(t, r)
 				return p, r
 			}
-			_, r := region()
-			acquire := measure(t, seed, func(off int64) (byte, error) {
-				pin, err := r.Acquire(context.Background(), off, 1)
-				if err != nil {
-					return 0, err
-				}
-				defer pin.Release()
-				return pin.Bytes()[0], nil
-			})
-			p, r := region()
-			mem := r.Bytes()
-			load := measure(t, seed, func(off int64) (byte, error) { return mem[off], nil })
+			enough, most := minTicksAnyway, float64(maxTimeAnyway)
+			if fixture.Torture() {
+				enough, most = minTicks, maxTime
+			}
+			ticks, took := 0.0, 1e9 // the best, of loads, as shares
+			var p *pager.Pager
+			for n, began := 0, time.Now(); n < attempts && time.Since(began) < patience && (ticks < enough || took > most); n++ {
+				idle := beside(func() { time.Sleep(300 * time.Millisecond) })
+				_, r := region()
+				acquire := measure(t, seed, func(off int64) (byte, error) {
+					pin, err := r.Acquire(context.Background(), off, 1)
+					if err != nil {
+						return 0, err
+					}
+					defer pin.Release()
+					return pin.Bytes()[0], nil
+				})
+				p, r = region()
+				mem := r.Bytes()
+				load := measure(t, seed, func(off int64) (byte, error) { return mem[off], nil })
+				t.Logf("%d loads: %v, %.2f of Acquire's %v; ticks/s: idle %.0f, Acquire %.2f of that, loads %.2f",
+					goroutines*touches, load.took.Round(time.Millisecond), load.took.Seconds()/acquire.took.Seconds(), acquire.took.Round(time.Millisecond),
+					idle.rate(), acquire.rate()/idle.rate(), load.rate()/idle.rate())
+				ticks = max(ticks, load.rate()/idle.rate())
+				took = min(took, load.took.Seconds()/acquire.took.Seconds())
+			}
+			if p.Stats().ParkMode == coro.InPlace && (ticks < enough || took > most) {
+				t.Errorf("at best %.2f of the idle ticks and %.2f of Acquire's time, want at least %v and at most %v", ticks, took, enough, most)
+			}
 
 			threads := fixture.Threads(t) // Go keeps what it once had
 			f := p.Stats().Faults
-			t.Logf("%d loads: %v, %.2f of Acquire's %v; ticks/s: idle %.0f, Acquire %.2f of that, loads %.2f; %d threads; %d faults, %d parked, %d blocked %v",
-				goroutines*touches, load.took.Round(time.Millisecond), load.took.Seconds()/acquire.took.Seconds(), acquire.took.Round(time.Millisecond),
-				idle.rate(), acquire.rate()/idle.rate(), load.rate()/idle.rate(), threads, f.Faults, f.Parked, f.Blocked, f.BlockedBy)
+			t.Logf("%d threads; %d faults, %d parked, %d blocked %v", threads, f.Faults, f.Parked, f.Blocked, f.BlockedBy)
 			if threads >= maxThreads {
 				t.Errorf("%d threads for %d goroutines that wait", threads, goroutines)
 			}
