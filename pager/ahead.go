@@ -256,6 +256,9 @@ func (r *Region) arrived(l *load) {
 		return
 	}
 	for i := range l.gens {
+		if pw, w := r.d.look(l.first + uint64(i)); pw == nil || !present(w) {
+			continue // it failed, or Verify refused it: nobody is to go by such bytes
+		}
 		off := i << r.shift
 		r.observe(prefetch.Event{Kind: prefetch.Arrived, Page: int64(l.first) + int64(i), Data: l.op.Buf[off : off+1<<r.shift], Demand: l.kind == demand}, true)
 	}

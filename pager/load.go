@@ -264,12 +264,7 @@ func (p *Pager) finish(l *load, err error) {
 		return
 	}
 	if err != nil {
-		p.stats.readErrors.Add(1)
-		p.event(func(e *EventListener) {
-			if e.ReadError != nil {
-				e.ReadError(r, int64(l.first<<r.shift), int64(len(l.gens)<<r.shift), err)
-			}
-		})
+		p.readFailed(r, l.first, len(l.gens), err)
 	}
 	for i := 0; i < len(l.gens); i += groupMax {
 		k := min(groupMax, len(l.gens)-i)
@@ -363,15 +358,26 @@ func (p *Pager) readAnew(l *load) {
 	b.free()
 }
 
+// readFailed counts a failed read and tells of it.
+func (p *Pager) readFailed(r *Region, first uint64, n int, err error) {
+	p.stats.readErrors.Add(1)
+	p.event(func(e *EventListener) {
+		if e.ReadError != nil {
+			e.ReadError(r, int64(first<<r.shift), int64(n)<<r.shift, err)
+		}
+	})
+}
+
 // finishGroup installs k pages of l from the i-th.
 func (p *Pager) finishGroup(l *load, i, k int, err error) {
 	r := l.r
 	first := l.first + uint64(i)
 	var res [groupMax]installResult
-	if err == nil && r.opt.Verify != nil {
+	if err == nil && r.opt.Verify != nil && l.from != fromZeros {
 		for j := range k {
 			off := (i + j) << r.shift
 			if verr := r.verify(first+uint64(j), l.op.Buf[off:off+1<<r.shift]); verr != nil {
+				p.readFailed(r, first+uint64(j), 1, verr)
 				p.failPage(r, first+uint64(j), l.gens[i+j], stLoading, r.fault("verify", first+uint64(j), verr))
 				res[j].code = installSkip
 			}

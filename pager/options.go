@@ -126,13 +126,17 @@ type RegionOptions struct {
 	// Writeback says when dirty pages are written without being asked.
 	Writeback Writeback
 
-	// Verify is told of every page that comes in, before anyone sees it. An
-	// error makes the access fail with it. It runs on the pager's goroutines,
-	// must not block, and rules out raw access (see Region.Raw).
+	// Verify is told of every page that comes in from the store, before anyone
+	// sees it. An error makes the access fail with it. Pages that were
+	// discarded, or never written, are zeros; the last one may be a part, with
+	// zeros after it. It runs on the pager's goroutines, must not block, and
+	// rules out raw access (see Region.Raw); store.NewChecksummed does not.
 	Verify func(page int64, data []byte) error
 
 	// Seal may change the copy of a page that is about to be written (to put
-	// a checksum in, say). Same rules as Verify.
+	// a checksum in, say), after BeforeWrite has let it through; an error keeps
+	// the page dirty. What is in memory is not changed. Of the last page only
+	// what lies within the region is written. Same rules as Verify.
 	Seal func(page int64, data []byte) error
 
 	// Retry says which errors of the store pass, and are worth another try.
