@@ -24,12 +24,12 @@ import (
 // device. What policies plan goes before what the program named in bulk.
 const (
 	maxJobs     = 4096
-	aheadShare  = 2                // prefetch takes at most 1/aheadShare of the queue
-	aheadFlight = 8 << 20          // bytes: eight reads of a MiB are a device's full bandwidth
-	aheadPlans  = 4                // plans run ahead of the reads by so many times what may be under way
-	calmFlight  = 512 << 10        // bytes under way while there are surprises …
-	calmRun     = 256 << 10        // … in reads of so many
-	surprise    = time.Millisecond // how long one is remembered
+	aheadShare  = 2                     // prefetch takes at most 1/aheadShare of the queue
+	aheadFlight = 8 << 20               // bytes: eight reads of a MiB are a device's full bandwidth
+	aheadPlans  = 4                     // plans run ahead of the reads by so many times what may be under way
+	calmFlight  = 512 << 10             // bytes under way while there are surprises …
+	calmRun     = 256 << 10             // … in reads of so many
+	surprise    = 50 * time.Millisecond // how long one is remembered: several reads of a slow device
 )
 
 type aheadJob struct {
@@ -71,6 +71,7 @@ type regionAhead struct {
 	plan     prefetch.Plan
 	told     prefetch.Feedback
 	issued   atomic.Int64
+	named    atomic.Int64 // of these, by the program: no merit of the policy
 	used     atomic.Int64
 	unused   atomic.Int64
 	late     atomic.Int64
@@ -151,7 +152,7 @@ func (r *Region) tellMissed() {
 func (r *Region) consult(ev prefetch.Event) {
 	a := &r.ahead
 	if a.learner != nil {
-		f := prefetch.Feedback{Issued: a.issued.Load(), Used: a.used.Load(), Unused: a.unused.Load(), Late: a.late.Load()}
+		f := prefetch.Feedback{Issued: a.issued.Load() - a.named.Load(), Used: a.used.Load(), Unused: a.unused.Load(), Late: a.late.Load()}
 		if f != a.told {
 			a.told = f
 			a.learner.Learn(f)
@@ -464,6 +465,9 @@ func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, b *batch) bool
 		p.aheadPages.Add(r.fpp)
 		r.ahead.issued.Add(1)
 		p.stats.aheadIssued.Add(1)
+		if hint {
+			r.ahead.named.Add(1)
+		}
 		b.add(r, page, gen, ahead)
 	}
 	if have > 0 {

@@ -98,7 +98,13 @@ func TestReadaheadWindowGrows(t *testing.T) {
 	}
 	s.misses(11)
 	// Its touches are seen: it needs no more markers.
+	for p := int64(12); p < 19; p++ {
+		s.expect(t, "inside a part", s.observe(Event{Kind: Touch, Page: p}), "")
+	}
 	s.expect(t, "touched", s.observe(Event{Kind: Touch, Page: 19}), "35+32")
+	for p := int64(20); p < 35; p++ {
+		s.expect(t, "inside a part", s.observe(Event{Kind: Touch, Page: p}), "")
+	}
 	s.expect(t, "touched", s.observe(Event{Kind: Touch, Page: 35}), "67+64")
 	// Now it is read without a trace, runs out of its window, and is told of
 	// by markers again.

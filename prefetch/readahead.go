@@ -27,7 +27,8 @@ type ReadaheadOptions struct {
 //
 // # The window
 //
-// It begins at MinWindow and doubles whenever a part of it has been used up, to
+// It begins at MinWindow – or, while streams have been going on for long, at half
+// of what they usually come to – and doubles whenever a part of it has been used up, to
 // MaxWindow. It is halved when a page that had been planned is missed all the
 // same, for then it was evicted before its use or there was no room for it.
 // All windows together stay within an eighth of the budget, shared evenly among
@@ -54,7 +55,7 @@ type readahead struct {
 	largest, ceiling int64
 	typical          int64 // how far streams have gone, in steps: a moving mean
 	doubt            int   // false starts less twice the true ones: see stake
-	passed           int64 // pages that streams have passed
+	passed           int64 // pages that streams have passed whose touches are not seen
 	good, bad        int64 // pages used and wasted, as of the last Learn that counted
 }
 
@@ -104,7 +105,7 @@ func (r *readahead) sequential(e Event, plan *Plan) bool {
 // begin puts a stream, of which start, pos and window are known, in the table
 // and plans its first pages.
 func (r *readahead) begin(s stream, plan *Plan) {
-	s.next, s.trail, s.dropped = s.pos+1, s.start, s.start
+	s.next, s.trail, s.dropped, s.entered = s.pos+1, s.start, s.start, s.pos
 	i, gone := r.table.add(s)
 	r.judge(gone)
 	r.refill(i, plan)
@@ -147,6 +148,9 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 	}
 	next, planned := s.next, x < s.next
 	marked := s.isBoundary(x)
+	if e.Kind == Touch {
+		s.touched++
+	}
 	switch {
 	case e.Kind == Touch:
 		if planned && !marked && !e.Late {
@@ -169,9 +173,16 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		s.sees = false // touches would have kept the window ahead
 	}
 	boundary := s.passBoundaries(x)
-	r.passed += x - s.pos
+	if !s.sees {
+		r.passed += x - s.pos
+	}
 	r.table.set(i, x, next)
 	if boundary {
+		sparse := s.sees && s.touched < (x-s.entered)/minDensity
+		s.entered, s.touched = x, 0
+		if sparse {
+			return // not a reader, but random work that hits what was read ahead
+		}
 		if !s.proven {
 			s.proven = true
 			r.doubt = max(r.doubt-2, 0)
@@ -183,6 +194,10 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		r.refill(i, plan)
 	}
 }
+
+// minDensity: of a stream whose touches are seen, at least one of so many pages
+// must be touched.
+const minDensity = 4
 
 // limit is the largest window of the stream in pages.
 func (r *readahead) limit(s *stream, plan *Plan) int64 {
@@ -259,10 +274,12 @@ const learnEvery = 256
 // Learn implements Learner. Where access is raw the pager cannot see that a
 // page was used, but a reader that came to the next marker has passed it: pages
 // passed count as used, and as many evictions of unused pages, whenever they
-// come, are not held against the policy.
+// come, are not held against the policy. Where touches are seen, what was passed
+// without one was of no use: so a chance stream among random work comes to its
+// end, however often random pages hit its window.
 func (r *readahead) Learn(f Feedback) {
-	good := max(f.Used, r.passed)
-	bad := max(0, f.Unused-(good-f.Used))
+	good := f.Used + r.passed
+	bad := max(0, f.Unused-r.passed)
 	if f.Used+f.Unused == 0 || bad < r.bad {
 		r.good, r.bad = good, bad // counted anew, or excused since
 		return

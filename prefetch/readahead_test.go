@@ -97,11 +97,15 @@ func TestReadaheadOfStreams(t *testing.T) {
 }
 
 func TestReadaheadLeavesRandomWorkAlone(t *testing.T) {
-	for _, pages := range []int64{1 << 10, 1 << 14, 1 << 20} {
-		s := newSimulator(Readahead(ReadaheadOptions{}), pages, int(pages/16))
-		got := s.run(random(7, 200_000, pages))
-		if ratio := float64(got.issued) / float64(got.misses); ratio > 0.03 {
-			t.Errorf("region of %d pages: %d pages read ahead for %d random misses", pages, got.issued, got.misses)
+	for _, pages := range []int64{1 << 10, 1 << 14, 1 << 16, 1 << 20} {
+		for _, sees := range []bool{false, true} {
+			s := newSimulator(Readahead(ReadaheadOptions{}), pages, int(pages/16))
+			s.sees = sees
+			got := s.run(random(7, 200_000, pages))
+			t.Logf("%d pages, touches seen %v: %d read ahead for %d misses", pages, sees, got.issued, got.misses)
+			if ratio := float64(got.issued) / float64(got.misses); ratio > 0.03 {
+				t.Errorf("region of %d pages, touches seen %v: %d pages read ahead for %d random misses", pages, sees, got.issued, got.misses)
+			}
 		}
 	}
 }

@@ -32,7 +32,7 @@ func TestReadaheadOfShortStreams(t *testing.T) {
 		misses float64 // at most, for each chunk
 		wasted float64 // at most, of what was read ahead
 	}{
-		{64, 5, 0.01},
+		{64, 5, 0.11},
 		{256, 10, 0.02},
 		{1024, 23, 0.06},
 	} {

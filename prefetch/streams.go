@@ -19,6 +19,9 @@ type stream struct {
 	boundaries [maxBoundaries]int64
 	n          int
 
+	entered int64 // where pos was when the last boundary was passed
+	touched int64 // touches seen since
+
 	jump   int64 // a touch too far ahead of pos to be believed at once
 	sees   bool  // touches of prefetched pages are reported
 	proven bool  // came as far as a boundary

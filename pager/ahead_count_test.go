@@ -1,0 +1,155 @@
+//go:build linux
+
+package pager
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/prefetch"
+)
+
+// What reading ahead comes to, in counts: how fast that is depends on the
+// device, which compare measures.
+
+// touchAll reads one byte of each page in order, by the named way.
+func touchAll(t *testing.T, r *Region, way string, order []int64) {
+	t.Helper()
+	buf := make([]byte, 1)
+	for _, page := range order {
+		switch way {
+		case "Bytes":
+			buf[0] += r.Bytes()[page*FrameSize]
+		case "ReadAt":
+			if _, err := r.ReadAt(buf, page*FrameSize); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			pin, err := r.Acquire(context.Background(), page*FrameSize, FrameSize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pin.Release()
+		}
+	}
+}
+
+func ascending(n int64) []int64 {
+	l := make([]int64, n)
+	for i := range l {
+		l[i] = int64(i)
+	}
+	return l
+}
+
+// A scan reads every page once, with long reads, and waits for few of them; the
+// budget holds.
+func TestScanIsReadAhead(t *testing.T) {
+	const pages = 8192
+	up := ascending(pages)
+	down := make([]int64, pages)
+	for i := range down {
+		down[i] = pages - 1 - int64(i)
+	}
+	for _, way := range []string{"Acquire", "ReadAt", "Bytes"} {
+		for _, c := range []struct {
+			what  string
+			order []int64
+		}{{"forward", up}, {"backward", down}} {
+			if way == "ReadAt" && c.what == "backward" {
+				continue // as Acquire
+			}
+			t.Run(way+" "+c.what, func(t *testing.T) {
+				p, r := rawMap(t, Options{Budget: 16 << 20}, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: true})
+				defer p.Close()
+				if way == "Bytes" && r.Raw() != nil {
+					t.Skip(r.Raw())
+				}
+				touchAll(t, r, way, c.order)
+				s := p.Stats()
+				t.Logf("%d misses, %d reads, %d read ahead, %d used, %d unused, %d late", s.Misses, s.Reads, s.Prefetch.Issued, s.Prefetch.Used, s.Prefetch.Unused, s.Prefetch.Late)
+				if waits := s.Misses + s.Joined; waits > pages/50 {
+					t.Errorf("%d of %d pages were waited for", waits, pages)
+				}
+				if s.Reads > pages/40 {
+					t.Errorf("%d reads for %d pages", s.Reads, pages)
+				}
+				if s.ReadBytes > pages*FrameSize*103/100 {
+					t.Errorf("%d bytes read of %d", s.ReadBytes, pages*FrameSize)
+				}
+				if s.PeakResident > s.Budget {
+					t.Errorf("%d bytes resident, the budget is %d", s.PeakResident, s.Budget)
+				}
+				if way != "Bytes" && s.Prefetch.Used < s.Prefetch.Issued*95/100 {
+					t.Errorf("%d of %d pages read ahead were used", s.Prefetch.Used, s.Prefetch.Issued)
+				}
+			})
+		}
+	}
+}
+
+// The default policy reads nothing more than random work asks for.
+func TestRandomWorkIsLeftAlone(t *testing.T) {
+	const pages, touches = 1 << 16, 6_000
+	rng := rand.New(rand.NewPCG(1, 2))
+	order := make([]int64, touches)
+	for i := range order {
+		order[i] = rng.Int64N(pages)
+	}
+	for _, way := range []string{"Acquire", "Bytes"} {
+		p, r := rawMap(t, Options{Budget: 16 << 20}, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: true})
+		if way == "Bytes" && r.Raw() != nil {
+			p.Close()
+			continue
+		}
+		touchAll(t, r, way, order)
+		s := p.Stats()
+		t.Logf("%s: %d misses, %d read ahead", way, s.Misses, s.Prefetch.Issued)
+		if useful := s.Misses * FrameSize; s.ReadBytes > useful*103/100 {
+			t.Errorf("%s: %d bytes read for %d useful ones", way, s.ReadBytes, useful)
+		}
+		p.Close()
+	}
+}
+
+// A random working set, recorded by one goroutine with its first touches, is
+// there before it is asked for at the next start.
+func TestReplayOfARecordedRun(t *testing.T) {
+	const pages, set = 1 << 16, 3000
+	order := make([]int64, 0, set)
+	for _, page := range rand.New(rand.NewPCG(3, 4)).Perm(pages)[:set] {
+		order = append(order, int64(page))
+	}
+	for _, way := range []string{"Acquire", "Bytes"} {
+		run := func(policy prefetch.Policy) Stats {
+			p, r := rawMap(t, Options{Budget: 64 << 20}, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: true, Prefetch: policy})
+			defer p.Close()
+			if way == "Bytes" && r.Raw() != nil {
+				t.Skip(r.Raw())
+			}
+			touchAll(t, r, way, order)
+			return p.Stats()
+		}
+		var trace bytes.Buffer
+		recorder := prefetch.Record(&trace)
+		first := run(recorder)
+		if err := recorder.Close(); err != nil || recorder.Pages() != set {
+			t.Fatalf("%s: recorded %d of %d pages, %v", way, recorder.Pages(), set, err)
+		}
+		replay, err := prefetch.Replay(&trace, prefetch.ReplayOptions{PageSize: FrameSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := run(replay)
+		t.Logf("%s: %d misses, then %d with %d read ahead", way, first.Misses, again.Misses, again.Prefetch.Issued)
+		if first.Misses != set || again.Misses+again.Joined > set*3/100 {
+			t.Errorf("%s: %d misses recorded, %d when replayed", way, first.Misses, again.Misses+again.Joined)
+		}
+		if again.ReadBytes > set*FrameSize*103/100 {
+			t.Errorf("%s: %d bytes read for %d useful ones", way, again.ReadBytes, set*FrameSize)
+		}
+	}
+}
