@@ -378,6 +378,9 @@ func (c *contest) describe() {
 	if !out.Limited {
 		c.note("no memory limit: %s; rows that use the page cache have all of the machine's memory", c.groups.why)
 	}
+	if err := whyNotCounted(); err != nil {
+		c.note("system calls and TLB IPIs are not counted: %v", err)
+	}
 	tick := gauge.StartTicker(tickPeriod)
 	time.Sleep(300 * time.Millisecond)
 	fired, during := tick.Stop()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -35,6 +36,15 @@ func openCounters() ([]*os.File, error) {
 	return files, nil
 }
 
+// whyNotCounted is why openCounters fails here, nil if it does not.
+func whyNotCounted() error {
+	files, err := openCounters()
+	for _, f := range files {
+		f.Close()
+	}
+	return err
+}
+
 func openCounter(event, filter string) (*os.File, error) {
 	var id uint64
 	for _, root := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
@@ -47,7 +57,7 @@ func openCounter(event, filter string) (*os.File, error) {
 		}
 	}
 	if id == 0 {
-		return nil, os.ErrNotExist
+		return nil, fmt.Errorf("the tracepoint %s cannot be found; it can where tracefs is mounted: mount -t tracefs nodev /sys/kernel/tracing", event)
 	}
 	fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
 		Type: unix.PERF_TYPE_TRACEPOINT, Size: perfAttrSize, Config: id, Bits: unix.PerfBitInherit,

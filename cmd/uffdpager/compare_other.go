@@ -16,6 +16,7 @@ const havePeer = false
 
 func compareSupported() error { return pager.ErrNotSupported }
 func haveFio() bool           { return false }
+func whyNotCounted() error    { return pager.ErrNotSupported }
 
 type memoryGroups struct{ why string }
 
