@@ -155,7 +155,7 @@ var table = []mutation{
 	{
 		name:  "flush-before-writes",
 		what:  "Sync flushes first and writes then",
-		edits: []edit{{"pager/sync.go", "\ts.pump()\n\ts.pageDone()\n}\n\n// syncWindow", "\tpre := aio.Op{Code: aio.Flush, Done: func(*aio.Op) {}}\n\tr.store.Start(r.p.engine, []*aio.Op{&pre})\n\ts.pump()\n\ts.pageDone()\n}\n\n// syncWindow"}, {"pager/sync.go", "\tif failed != nil {\n\t\ts.finish()", "\tif true || failed != nil {\n\t\ts.finish()"}},
+		edits: []edit{{"pager/sync.go", "\t\tr.p.hunger(s)\n", "\t\tpre := aio.Op{Code: aio.Flush, Done: func(*aio.Op) {}}\n\t\tr.store.Start(r.p.engine, []*aio.Op{&pre})\n\t\tr.p.hunger(s)\n"}, {"pager/sync.go", "\tif failed != nil {\n\t\ts.finish()", "\tif true || failed != nil {\n\t\ts.finish()"}},
 		pkg:   "tests/model", test: "TestPowerLoss",
 	},
 	{
@@ -187,13 +187,13 @@ var table = []mutation{
 		name:  "commit-without-flush",
 		what:  "Commit is acknowledged before the journal is flushed",
 		edits: []edit{{"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {", "if err = error(nil); err != nil {"}},
-		pkg:   "pager", test: "TestAtomicHistory", quick: true,
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss", quick: true,
 	},
 	{
 		name:  "commit-flushes-first",
 		what:  "the journal is flushed before the record of the commit is written",
 		edits: []edit{{"pager/commit.go", "err = r.transfer(rec.Ops...)\n\t}", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err == nil {\n\t\t\terr = r.transfer(rec.Ops...)\n\t\t}\n\t}"}, {"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {\n\t\t\terr = a.flushFailed(err)", "if err = error(nil); err != nil {\n\t\t\terr = a.flushFailed(err)"}},
-		pkg:   "pager", test: "TestAtomicHistory",
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
 		name:  "torn-image-believed",
