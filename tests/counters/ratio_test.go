@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sort"
 	"testing"
+	"time"
 
 	"github.com/uffdpager/uffdpager/pager"
 	"github.com/uffdpager/uffdpager/pager/evict"
@@ -84,7 +85,7 @@ func TestMissRatio(t *testing.T) {
 		{"hot_set_and_scan", func(rng *rand.Rand) func() int { return hotSetAndScan(pages, capacity, rng) }},
 	} {
 		t.Run(work.name, func(t *testing.T) {
-			if child.Isolate(t, child.Options{}) {
+			if child.Isolate(t, child.Options{Deadline: 5 * time.Minute}) {
 				return
 			}
 			next := work.next(rand.New(rand.NewPCG(1, 2)))
