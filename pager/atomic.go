@@ -166,9 +166,7 @@ func (r *Region) openSide(j *journal.Journal, remove string) error {
 		return err
 	}
 	d.moreSlots(j.Slots())
-	most := int64(d.slotMost)
-	// What is dirty must find slots when it is committed.
-	d.slotsMayLoose = most - min(r.p.pinnable.Load()/r.fpp, most/2)
+	r.limitLoose()
 	d.slotReserve = min(16, d.slotMost/8)
 	a := &atomicState{
 		r: r, j: j, path: remove, interval: r.opt.Journal.Interval,
@@ -184,6 +182,23 @@ func (r *Region) openSide(j *journal.Journal, remove string) error {
 	go a.keeper()
 	a.poke()
 	return nil
+}
+
+// limitLoose says how many slots may hold what is not committed: what is dirty
+// must find slots when it is committed.
+func (r *Region) limitLoose() {
+	most := int64(r.d.slotMost)
+	bareStore64(&r.d.slotsMayLoose, most-min(r.p.pinnable.Load()/r.fpp, most/2))
+}
+
+// limitLoose does it for all regions, after the budget has changed.
+func (p *Pager) limitLoose() {
+	for _, r := range p.regionList() {
+		if r.atomic != nil && r.enterAlways() {
+			r.limitLoose()
+			r.leave()
+		}
+	}
 }
 
 // resizable: the store can be made size bytes long by a checkpoint. A device

@@ -270,6 +270,20 @@ func TestJournalIsUsedAgain(t *testing.T) {
 	}
 }
 
+// With a larger budget more can be dirty, so more slots are kept for that.
+func TestSlotsForWhatCanBeDirty(t *testing.T) {
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	r, _, _ := faultyAtomic(t, p, 16, RegionOptions{Journal: JournalOptions{Limit: 2000 * FrameSize}})
+	for _, frames := range []int64{256, 64, 512} {
+		if err := p.SetBudget(frames * FrameSize); err != nil {
+			t.Fatal(err)
+		}
+		if kept := int64(r.d.slotMost) - load64(&r.d.slotsMayLoose); kept != p.pinnable.Load() {
+			t.Errorf("%d slots are kept for %d frames that can be dirty", kept, p.pinnable.Load())
+		}
+	}
+}
+
 // J4: as long as the header is not durable that covers a commit, its slots keep
 // what they had, also those whose pages have newer commits.
 func TestSlotsOutliveTheirRecord(t *testing.T) {

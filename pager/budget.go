@@ -202,6 +202,7 @@ func (p *Pager) resize(frames int64) {
 	bareStore64(&p.w.creditSlack, p.creditSlack(frames))
 	bareStore64(&p.w.creditLast, p.unpinnable(frames))
 	add64(&p.w.free, frames-old)
+	p.limitLoose()
 	p.evictMu.Lock()
 	for _, d := range p.domains {
 		d.policy.SetCapacity(p.capacityOf(d))

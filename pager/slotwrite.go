@@ -35,8 +35,8 @@ var slotWritePool = sync.Pool{New: func() any { return new(slotWrite) }}
 func (r *Region) writeSlots(list []dirtyPage, why writeWhy, c *cut) (started int, full bool) {
 	p, a := r.p, r.atomic
 	if c == nil {
-		// A commit that is about to take its cut waits for those that it
-		// might not see: the count is raised before the flag is looked at.
+		// A commit that takes its cut waits for the writes under way, and no
+		// new ones make it wait longer. (The count comes before the flag.)
 		a.writers.Add(1)
 		defer a.writers.Add(-1)
 		if a.cutting.Load() {
