@@ -227,6 +227,16 @@ func (a *atomicState) cutOff(size int64, first uint64) {
 			dropLoose(d, page, s)
 		}
 	}
+	// The page that the new end goes through has zeros behind it now, in memory
+	// or in a newer slot. A checkpoint of what it had before must not take that
+	// for what the store is to be read for, up to where it ended then.
+	if page := uint64(size) >> a.r.shift; page < first {
+		if v := d.place(page); v != 0 {
+			if w := bare.Load64(d.slotWord(v - 1)); w&slotState == slotCommitting || w&slotState == slotCommitted {
+				bare.Cas32(d.sideWord(page), v, 0)
+			}
+		}
+	}
 	a.views.Unlock()
 	a.mu.Lock()
 	a.minLength = min(a.minLength, size)

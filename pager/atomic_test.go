@@ -284,6 +284,35 @@ func TestSlotsForWhatCanBeDirty(t *testing.T) {
 	}
 }
 
+// A checkpoint of what was committed before a Resize, after it: the page that
+// the new end goes through can be read when the store has been cut as well.
+func TestCheckpointAfterTheCut(t *testing.T) {
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	r, _, _ := faultyAtomic(t, p, 16, RegionOptions{Journal: JournalOptions{Interval: -1}})
+	ctx := context.Background()
+	const size = 5*FrameSize + 100
+	fill(t, r, 5, 7)
+	for i, step := range []func() error{
+		func() error { return r.Commit(ctx) },
+		func() error { return r.Resize(ctx, size) },
+		func() error { return r.atomic.checkpoint(ctx) },
+		func() error { return r.Commit(ctx) },
+		func() error { return r.atomic.checkpoint(ctx) },
+		func() error { return r.Advise(5*FrameSize, 100, DontNeed) },
+	} {
+		if err := step(); err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+	}
+	b := make([]byte, 100)
+	if _, err := r.ReadAt(b, 5*FrameSize); err != nil || b[99] != 7 {
+		t.Errorf("the last page: %d, %v", b[99], err)
+	}
+	if stored := atomic.LoadUint64(&r.d.stored); stored > size {
+		t.Errorf("the store is read up to %d, and has %d", stored, size)
+	}
+}
+
 // J4: as long as the header is not durable that covers a commit, its slots keep
 // what they had, also those whose pages have newer commits.
 func TestSlotsOutliveTheirRecord(t *testing.T) {
