@@ -85,7 +85,7 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 	if o.Durability != Atomic || readOnly {
 		if jo.Store == nil {
 			var st unix.Stat_t
-			if path == "" || unix.Stat(path, &st) != nil {
+			if path == "" || unix.Stat(path, &st) != nil || jo.Path == "" && st.Mode&unix.S_IFMT != unix.S_IFREG {
 				return nil, "", nil
 			}
 		}
@@ -101,6 +101,9 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 			fo = store.FileOptions{ReadOnly: true, Lock: store.LockAlways}
 		}
 		if js, err = store.OpenFile(path, fo); err != nil {
+			if errors.Is(err, store.ErrEmpty) && fo.ReadOnly {
+				return nil, "", nil // nothing was ever written to it
+			}
 			if errors.Is(err, store.ErrBusy) {
 				return nil, "", fmt.Errorf("%w: journal %s: %w", ErrBusy, path, err)
 			}
@@ -110,6 +113,9 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 	ctx := context.Background()
 	if o.Durability != Atomic && !readOnly {
 		info, err := journal.Probe(ctx, js, p.engine)
+		if byChance(err, jo) {
+			err = nil
+		}
 		err = errors.Join(err, js.Close())
 		if err == nil && info.Live > 0 {
 			err = fmt.Errorf("%w: %s has %d commits for %s: map it Atomic (and close it) first", ErrJournal, path, info.Live, s)
@@ -125,6 +131,9 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 	j, err = journal.Open(ctx, js, p.engine, journal.Options{
 		PageSize: pageSize, Identity: id, Limit: limit, ReadOnly: readOnly, Adopt: jo.Adopt, Salvage: jo.Salvage,
 	})
+	if o.Durability != Atomic && byChance(err, jo) {
+		return nil, "", nil
+	}
 	if err != nil {
 		return nil, "", fmt.Errorf("pager: Map %s: %w", s, err)
 	}
@@ -140,6 +149,12 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 		remove = path
 	}
 	return j, remove, nil
+}
+
+// byChance: what has the name of a journal is something else's file, and nobody
+// has said that there is a journal.
+func byChance(err error, o *JournalOptions) bool {
+	return errors.Is(err, journal.ErrNoJournal) && o.Path == "" && o.Store == nil
 }
 
 // openSide makes the journal the region's side store. The region's length and

@@ -14,6 +14,9 @@ var (
 	// ErrForeign: the journal belongs to another data store, or what is there
 	// is no journal at all.
 	ErrForeign error = refusal("journal: belongs to something else")
+	// ErrNoJournal, which Is ErrForeign, is the second of these: a file of
+	// somebody else's that happens to have the name.
+	ErrNoJournal error = noJournal{}
 	// ErrVersion: a format version that this code does not know.
 	ErrVersion error = refusal("journal: unknown format version")
 	// ErrPageSize: the journal holds commits in pages of another size.
@@ -36,6 +39,11 @@ type refusal string
 
 func (r refusal) Error() string        { return string(r) }
 func (r refusal) Is(target error) bool { return target == ErrRefused }
+
+type noJournal struct{}
+
+func (noJournal) Error() string        { return "journal: not a journal" }
+func (noJournal) Is(target error) bool { return target == ErrForeign || target == ErrRefused }
 
 func refuse(kind error, format string, args ...any) error {
 	return fmt.Errorf("%w: %s", kind, fmt.Sprintf(format, args...))

@@ -30,7 +30,7 @@ func (m medium) readHeader(ctx context.Context, b []byte) (h header, err error) 
 	switch {
 	case !errors.Is(best, errTorn):
 	case slices.Contains(why[:], errAlien):
-		return h, refuse(ErrForeign, "%v is no journal", m.s)
+		return h, refuse(ErrNoJournal, "%v", m.s)
 	case slices.Contains(why[:], errBlank):
 		// Never written, or the first write of both was torn: before its end
 		// nothing was committed.
@@ -60,7 +60,7 @@ func (m medium) blank(ctx context.Context) error {
 		return err
 	}
 	if bytes.Count(b, []byte{0}) < len(b) {
-		return refuse(ErrForeign, "%v is no journal", m.s)
+		return refuse(ErrNoJournal, "%v", m.s)
 	}
 	return errBlank
 }
