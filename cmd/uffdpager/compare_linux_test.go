@@ -169,7 +169,10 @@ func TestCompareProgram(t *testing.T) {
 				if r.Figures[mOps].Median <= 0 || r.Figures[mP50].Median <= 0 || r.Figures[mThreads].Median < 1 || r.Figures[mRSS].Median <= 0 {
 					t.Errorf("%s: %+v", r.Name, r.Figures)
 				}
-				if r.Group == groupPager && (r.Prefetch == aheadNone || !c.Workload.ahead()) && r.Figures[mMisses].Median <= 0 {
+				// What is overwritten reaches the device only when it is too much
+				// to stay: a slow machine does not get there in so short a turn.
+				few := c.Workload == loadOverwrite && r.Figures[mOps].Median*0.02 < 2*2<<20/blockSize
+				if r.Group == groupPager && !few && (r.Prefetch == aheadNone || !c.Workload.ahead()) && r.Figures[mMisses].Median <= 0 {
 					t.Errorf("%s: a budget of an eighth of the file, and no misses", r.Name)
 				}
 				if n := r.Figures[mCharged].Max; c.Limited && n > float64(c.MemoryBytes) {
