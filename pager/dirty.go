@@ -352,8 +352,10 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 		if w&flagPrefetched != 0 {
 			r.firstTouch(pw, w, page)
 		}
-		if !sp.trap {
-			return r.writePinned(b, off)
+		if !sp.trap || !sp.wp {
+			// Without protection a store that comes while the page is being
+			// copied out would be noticed by nobody: pinned it is never clean.
+			return r.writeHeld(b, off)
 		}
 		left, addr := coro.CopyOut(unsafe.Add(r.base, off), src, uintptr(len(b)))
 		if left == 0 {

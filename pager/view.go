@@ -73,6 +73,9 @@ func (r *Region) bracket(ctx context.Context, fn func(mem []byte) error, write b
 	if sp.fd < 0 {
 		return fmt.Errorf("pager: View and Update need page faults: %w", sp.rawErr)
 	}
+	if write && !sp.wp {
+		return unsupported("Update needs write-protect faults: nobody would notice what it stores")
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}

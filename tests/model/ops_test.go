@@ -85,7 +85,10 @@ func newActor(c chooser, w *world, id int) *actor {
 // do runs one operation that applies.
 func (a *actor) do() error {
 	r := a.w.regions[a.intn(len(a.w.regions), "region")]
-	applies := func(o *op) bool { return (!o.writes || r.writable) && (!o.raw || r.Raw() == nil) }
+	r.size.RLock() // somebody may be closing it to map it anew
+	raw := r.Raw() == nil
+	r.size.RUnlock()
+	applies := func(o *op) bool { return (!o.writes || r.writable) && (!o.raw || raw) }
 	total := 0
 	for i := range ops {
 		if applies(&ops[i]) {
