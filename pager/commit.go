@@ -10,7 +10,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
@@ -596,17 +595,9 @@ func (r *Region) commitOp(efd int) (*SyncOp, error) {
 	if r.atomic.gate.isInside() {
 		return nil, errInside
 	}
-	s := &SyncOp{r: r, done: make(chan struct{}), begun: time.Now()}
-	if efd != -1 {
-		e, err := shareEventfd(efd)
-		if err != nil {
-			return nil, err
-		}
-		s.efd = e
-	}
-	if !r.enter() {
-		s.efd.release()
-		return nil, ErrClosed
+	s, err := r.newSyncOp(efd)
+	if err != nil {
+		return nil, err
 	}
 	r.atomic.request(s)
 	return s, nil

@@ -60,6 +60,21 @@ func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 		}
 		return r.commitOp(efd)
 	}
+	s, err := r.newSyncOp(efd)
+	if err != nil {
+		return nil, err
+	}
+	if n > 0 {
+		pr := r.pageRange(off, n)
+		s.first, s.end = pr.first, pr.first+pr.n
+	}
+	s.start()
+	return s, nil
+}
+
+// newSyncOp makes an op that signals a duplicate of efd (-1: nobody), and enters
+// the region for it.
+func (r *Region) newSyncOp(efd int) (*SyncOp, error) {
 	s := &SyncOp{r: r, done: make(chan struct{}), begun: time.Now()}
 	if efd != -1 {
 		e, err := shareEventfd(efd)
@@ -72,11 +87,6 @@ func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 		s.efd.release()
 		return nil, ErrClosed
 	}
-	if n > 0 {
-		pr := r.pageRange(off, n)
-		s.first, s.end = pr.first, pr.first+pr.n
-	}
-	s.start()
 	return s, nil
 }
 
