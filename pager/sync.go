@@ -106,6 +106,9 @@ func (r *Region) Sync(ctx context.Context) error {
 
 // SyncRange is Sync for [off, off+n).
 func (r *Region) SyncRange(ctx context.Context, off, n int64) error {
+	if r.atomic != nil {
+		return unsupported("an Atomic region is made durable as a whole: Commit, or Sync")
+	}
 	s, err := r.SyncEventfd(off, n, -1)
 	if err != nil {
 		return err
