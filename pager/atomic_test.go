@@ -737,3 +737,62 @@ func TestCutKeepsTheOrderOfStores(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 }
+
+// A write that finds the first of its pages taken by somebody else, after it
+// has a slot for it, goes on with the others; one that finds all of them taken
+// is no write.
+func TestWriteOfPagesTakenMeanwhile(t *testing.T) {
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	r, _, _ := faultyAtomic(t, p, 32, RegionOptions{Journal: JournalOptions{Limit: 100 * FrameSize, Interval: -1}})
+	ctx := context.Background()
+	fill(t, r, 1, 1)
+	if err := r.Commit(ctx); err != nil { // makes the slots
+		t.Fatal(err)
+	}
+	write := func(pages ...uint64) (started int) {
+		list := make([]dirtyPage, len(pages))
+		for i, page := range pages {
+			list[i] = dirtyPage{r.d, page}
+		}
+		started = p.writeBack(list, writeSync)
+		for turn := 0; r.write.inflight.Load() != 0; turn++ {
+			p.reapSome(64)
+			pause(turn)
+		}
+		return started
+	}
+	// Pages 5 and 9 have slots that do not follow each other.
+	for _, page := range []int{5, 20, 9} {
+		fill(t, r, page, byte(page))
+		if n := write(uint64(page)); n != 1 {
+			t.Fatalf("%d pages written, want page %d", n, page)
+		}
+	}
+	free := load64(&r.d.slotsFree)
+	fill(t, r, 5, 50)
+	fill(t, r, 9, 90)
+	atomic.StoreUint64(&r.d.holdFirst, 5)
+	atomic.StoreUint64(&r.d.holdEnd, 6)
+	if n := write(5); n != 0 {
+		t.Errorf("%d pages written, the only one is held", n)
+	}
+	if n := write(5, 9); n != 1 {
+		t.Errorf("%d pages written, want page 9", n)
+	}
+	atomic.StoreUint64(&r.d.holdEnd, 0)
+	if n := write(5, 9); n != 1 {
+		t.Errorf("%d pages written, want page 5", n)
+	}
+	if now := load64(&r.d.slotsFree); now != free {
+		t.Errorf("%d slots are free, %d were", now, free)
+	}
+	if err := r.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for page, want := range map[int64]byte{5: 50, 9: 90, 20: 20} {
+		var b [1]byte
+		if _, err := r.ReadAt(b[:], page*FrameSize); err != nil || b[0] != want {
+			t.Errorf("page %d is %d, %v; want %d", page, b[0], err, want)
+		}
+	}
+}

@@ -75,6 +75,20 @@ func (r *Region) writeSlots(list []dirtyPage, why writeWhy, c *cut) (started int
 // consecutive slots. It returns how far it got in the list; w is nil if there
 // was nothing to copy.
 func (r *Region) gather(list []dirtyPage, c *cut) (w *slotWrite, used int, none bool) {
+	w, used, none = r.gatherInto(list, c)
+	if w != nil && len(w.pages) == 0 {
+		// Every page that got a slot was taken by somebody else before it was
+		// copied.
+		bufs.put(w.buf)
+		w.buf = nil
+		slotWritePool.Put(w)
+		w = nil
+	}
+	return w, used, none
+}
+
+// gatherInto is gather, but that w may be a write of no pages.
+func (r *Region) gatherInto(list []dirtyPage, c *cut) (w *slotWrite, used int, none bool) {
 	d := r.d
 	to, floor := slotFilling, int64(d.slotReserve)
 	if c != nil {
@@ -114,6 +128,9 @@ func (r *Region) gather(list []dirtyPage, c *cut) (w *slotWrite, used int, none 
 			used++ // not dirty any more, or somebody else writes it
 			continue
 		}
+		if w != nil && len(w.pages) == 0 {
+			w.slot = got[0].slot
+		}
 		if w != nil && got[0].slot != w.slot+uint32(len(w.pages)) {
 			for k--; k >= 0; k-- {
 				untakeSlot(d, got[k].slot, got[k].was)
@@ -132,12 +149,6 @@ func (r *Region) gather(list []dirtyPage, c *cut) (w *slotWrite, used int, none 
 			w.pages = append(w.pages, list[used+i].page)
 		}
 		used += max(took, 1)
-	}
-	if w != nil && len(w.pages) == 0 {
-		bufs.put(w.buf)
-		w.buf = nil
-		slotWritePool.Put(w)
-		w = nil
 	}
 	return w, used, none
 }
