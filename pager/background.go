@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"math/bits"
 	"sync/atomic"
 	"time"
 
@@ -191,6 +192,11 @@ func (r *Region) askPolicy(now time.Time) {
 			b.shown[group] |= fresh
 			tell(writeback.Dirty, group, fresh)
 		}
+	}
+	// What the policy has been told, and not what has happened meanwhile.
+	plan.Dirty = plan.Writing
+	for _, group := range b.shown {
+		plan.Dirty += int64(bits.OnesCount64(group))
 	}
 	ev.Kind, ev.Page = writeback.Tick, 0
 	r.opt.Writeback.Policy.Observe(ev, plan)
