@@ -8,12 +8,24 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/store"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
 
 // What reading ahead comes to, in counts: how fast that is depends on the
 // device, which compare measures.
+
+// waits is how many of n touches in order may wait for a page in spite of
+// reading ahead. A touch of raw memory that stops its thread stops its P too,
+// which reading ahead needs: then most of them, for that is what parking in
+// place is good for.
+func waits(s Stats, way string, n int64) int64 {
+	if way == "Bytes" && s.ParkMode != coro.InPlace {
+		return n / 2
+	}
+	return max(n/50, 90)
+}
 
 // touchAll reads one byte of each page in order, by the named way.
 func touchAll(t *testing.T, r *Region, way string, order []int64) {
@@ -71,10 +83,11 @@ func TestScanIsReadAhead(t *testing.T) {
 				touchAll(t, r, way, c.order)
 				s := p.Stats()
 				t.Logf("%d misses, %d reads, %d read ahead, %d used, %d unused, %d late", s.Misses, s.Reads, s.Prefetch.Issued, s.Prefetch.Used, s.Prefetch.Unused, s.Prefetch.Late)
-				if waits := s.Misses + s.Joined; waits > pages/50 {
-					t.Errorf("%d of %d pages were waited for", waits, pages)
+				limit := waits(s, way, pages)
+				if waited := s.Misses + s.Joined; waited > limit {
+					t.Errorf("%d of %d pages were waited for", waited, pages)
 				}
-				if s.Reads > pages/40 {
+				if s.Reads > limit+pages/200 {
 					t.Errorf("%d reads for %d pages", s.Reads, pages)
 				}
 				if s.ReadBytes > pages*FrameSize*103/100 {
@@ -145,7 +158,7 @@ func TestReplayOfARecordedRun(t *testing.T) {
 		}
 		again := run(replay)
 		t.Logf("%s: %d misses, then %d with %d read ahead", way, first.Misses, again.Misses, again.Prefetch.Issued)
-		if first.Misses != set || again.Misses+again.Joined > set*3/100 {
+		if first.Misses != set || again.Misses+again.Joined > waits(again, way, set) {
 			t.Errorf("%s: %d misses recorded, %d when replayed", way, first.Misses, again.Misses+again.Joined)
 		}
 		if again.ReadBytes > set*FrameSize*103/100 {
