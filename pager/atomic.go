@@ -23,7 +23,7 @@ import (
 // Nothing that is not committed reaches the store of an Atomic region. Dirty
 // pages that must leave go to slots of its journal and are read back from
 // there (slots.go). A commit puts images of all that is dirty, and one record
-// that names them, into the journal, and flushes it once (commit.go). A
+// that names them, into the journal, and flushes it once (cut.go, commit.go). A
 // checkpoint copies committed images to the store in the background
 // (checkpoint.go). Map brings what a crash has left to the store before
 // anything else; a read-only Map puts it over the store instead and writes

@@ -1,0 +1,228 @@
+//go:build linux
+
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/journal"
+)
+
+// The cut
+//
+// The pre-copy writes dirty pages to slots while everything goes on, until what
+// is left fits in the copies that a cut may hold in memory. The cut copies all
+// that is dirty: from when desc.cut is set no page becomes writable, so a
+// goroutine whose next store is held can have no later store in the cut. Only a
+// blocked thread that nobody with a P could let go on may pass.
+
+// cut is what one commit of one region holds.
+type cut struct {
+	r                 *Region
+	ops               []*SyncOp
+	length, minLength int64
+
+	images  sync.WaitGroup // their writes
+	running atomic.Int64   // frames of them
+
+	mu      sync.Mutex
+	entries []journal.Entry
+	raw     []int // entries whose checksum has still to be read
+	spoiled map[uint32]struct{}
+	err     error // the first failed write
+}
+
+// errNoSlots: the journal has no room for what is dirty.
+var errNoSlots = errors.New("no slots")
+
+func (c *cut) add(w *slotWrite) {
+	c.images.Add(1)
+	c.running.Add(int64(len(w.pages)) * c.r.fpp)
+	c.mu.Lock()
+	for i, page := range w.pages {
+		slot := w.slot + uint32(i)
+		c.entries = append(c.entries, journal.Entry{Page: page, Slot: slot, CRC: *c.r.d.slotCRC(slot)})
+	}
+	c.mu.Unlock()
+}
+
+// written ends a write of images.
+func (c *cut) written(w *slotWrite, err error) {
+	c.running.Add(-int64(len(w.pages)) * c.r.fpp)
+	if err != nil {
+		c.mu.Lock()
+		if c.err == nil {
+			c.err = err
+		}
+		if c.spoiled == nil {
+			c.spoiled = map[uint32]struct{}{}
+		}
+		for i := range w.pages {
+			c.spoiled[w.slot+uint32(i)] = struct{}{}
+		}
+		c.mu.Unlock()
+	}
+	c.images.Done()
+}
+
+// waitWindow bounds the memory of the copies.
+func (c *cut) waitWindow() {
+	for turn := 0; c.running.Load() >= writeWindow; turn++ {
+		c.r.p.reapSome(64)
+		pause(turn)
+	}
+}
+
+// has: the page's image in the cut is one that the cut has copied.
+func (c *cut) has(page uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.entries, func(e journal.Entry) bool { return e.Page == page })
+}
+
+// take takes the cut: the gate is closed, nobody is inside, desc.cut is set.
+func (c *cut) take() error {
+	r, p, d, a := c.r, c.r.p, c.r.d, c.r.atomic
+	for turn := 0; a.writers.Load() != 0 || load64(&d.slotsFilling) != 0; turn++ {
+		p.reapSome(64)
+		pause(turn)
+	}
+	a.mu.Lock()
+	c.ops, a.waiting = a.waiting, nil
+	c.length, c.minLength = r.Len(), a.minLength
+	a.minLength = c.length
+	a.mu.Unlock()
+	var list []dirtyPage
+	for turn := 0; ; turn++ {
+		list = p.collectDirty(list[:0], d, 0)
+		slices.SortFunc(list, byPage)
+		if _, full := r.writeSlots(list, writeSync, c); full {
+			return errNoSlots
+		}
+		// What the cut has copied has no dirty bit any more.
+		list = p.collectDirty(list[:0], d, 0)
+		if !slices.ContainsFunc(list, func(e dirtyPage) bool { return c.misses(e.page) }) {
+			break
+		}
+		if turn > 1000 {
+			return fmt.Errorf("pager: pages cannot be write-protected: %w", ErrBudget)
+		}
+		p.reapSome(64)
+		pause(turn)
+	}
+	if load64(&d.slotsLoose) > 0 {
+		c.takeLoose()
+	}
+	return nil
+}
+
+// misses: the page may still have stores that belong in the cut.
+func (c *cut) misses(page uint64) bool {
+	pw, w := c.r.d.look(page)
+	if pw == nil {
+		return false
+	}
+	switch w & stateMask {
+	case stDirty, stUnlocking, stCopying, stWriting:
+		// Writing: by the fault server. If the cut has a copy, a thread that
+		// could not be held has come later.
+		return !c.has(page)
+	}
+	return false
+}
+
+// takeLoose takes the images that are in slots already.
+func (c *cut) takeLoose() {
+	d := c.r.d
+	for s := range bare.Load32(&d.slotCount) {
+		p := d.slotWord(s)
+		for turn := 0; ; turn++ {
+			w := bare.Load64(p)
+			if w&slotState == slotFilling {
+				// The fault server's, for a store that could not be held.
+				pause(turn)
+				continue
+			}
+			if w&slotState != slotLoose {
+				break
+			}
+			page := w >> slotPageShift
+			if w&slotRaw != 0 && c.has(page) {
+				break // the same, later than the copy in the cut
+			}
+			if !bare.Cas64(p, w, page<<slotPageShift|slotCommitting) {
+				continue
+			}
+			add64(&d.slotsLoose, -1)
+			c.mu.Lock()
+			if w&slotRaw != 0 {
+				c.raw = append(c.raw, len(c.entries))
+			}
+			c.entries = append(c.entries, journal.Entry{Page: page, Slot: s, CRC: *d.slotCRC(s)})
+			c.mu.Unlock()
+			break
+		}
+	}
+}
+
+// undo takes the cut back.
+func (c *cut) undo() {
+	a := c.r.atomic
+	c.images.Wait()
+	for i, e := range c.entries {
+		if _, gone := c.spoiled[e.Slot]; gone {
+			continue
+		}
+		var flags uint64
+		if slices.Contains(c.raw, i) {
+			flags = slotRaw // a checksum that is taken for known ends the log at recovery
+		}
+		uncommit(c.r.d, e.Page, e.Slot, flags)
+	}
+	a.mu.Lock()
+	a.minLength = min(a.minLength, c.minLength)
+	a.mu.Unlock()
+}
+
+// prepare makes room for a cut, and writes beforehand what is too much for one.
+func (r *Region) prepare(tries int) error {
+	a, p, d := r.atomic, r.p, r.d
+	if err := a.flushError(); err != nil {
+		return err
+	}
+	window := max(1, int(writeWindow/r.fpp))
+	for round := 0; ; round++ {
+		list := p.collectDirty(nil, d, 0)
+		if err := a.makeRoom(int64(len(list)), tries > 0); err != nil {
+			return err
+		}
+		if len(list) <= window || round == 3 {
+			return nil
+		}
+		slices.SortFunc(list, byPage)
+		list = list[:len(list)-window/2]
+		for len(list) > 0 {
+			n := min(len(list), window/4+1)
+			if started, _ := r.writeSlots(list[:n], writeSync, nil); started == 0 {
+				break
+			}
+			list = list[n:]
+			for turn := 0; r.write.inflight.Load() > int64(window); turn++ {
+				p.reapSome(64)
+				pause(turn)
+			}
+		}
+	}
+}
+
+func byPage(a, b dirtyPage) int {
+	if a.page < b.page {
+		return -1
+	}
+	return 1
+}
