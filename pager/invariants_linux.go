@@ -46,27 +46,18 @@ func (p *Pager) transition() {
 
 // checkWords looks at every word of the pager.
 func (p *Pager) checkWords() error {
-	for leaf := uint32(1); leaf <= min(atomic.LoadUint32(&sp.leafUsed), maxLeaves-1); leaf++ {
-		m := metaOf(leaf)
-		di := atomic.LoadUint32(&m.desc)
-		if di == 0 {
-			continue
-		}
-		d := descAt(di)
-		group := atomic.LoadUint64(&m.group)
-		if d.words != p.w || !d.owns(leaf, group) {
-			continue
-		}
+	for l := range p.leaves() {
+		d, m := l.d, metaOf(l.leaf)
 		for i := range uint64(leafPages) {
-			page := group<<leafShift + i
-			pw := leafWord(leaf, i)
+			page := l.group<<leafShift + i
+			pw := leafWord(l.leaf, i)
 			w := atomic.LoadUint64(pw)
 			why := wordWrong(w)
 			if why == "" && w&stateMask == stDirty && unmarked(m, pw, w, i) {
 				why = "Dirty, and its leaf does not say so"
 			}
-			if why != "" && d.owns(leaf, group) {
-				return fmt.Errorf("pager: invariant: descriptor %d page %d: word %#x: %s", di, page, w, why)
+			if why != "" && d.owns(l.leaf, l.group) {
+				return fmt.Errorf("pager: invariant: descriptor %d page %d: word %#x: %s", d.index, page, w, why)
 			}
 		}
 	}

@@ -290,14 +290,10 @@ func (p *Pager) Stats() Stats {
 
 // pinnedFrames counts the frames that are pinned now.
 func (p *Pager) pinnedFrames() (n int64) {
-	for leaf := range min(atomic.LoadUint32(&sp.leafUsed)+1, maxLeaves) {
-		m := metaOf(leaf)
-		d := descAt(atomic.LoadUint32(&m.desc) & (maxDescs - 1))
-		if group := atomic.LoadUint64(&m.group); d.words == p.w && d.owns(leaf, group) {
-			for i := range uint64(leafPages) {
-				if atomic.LoadUint64(leafWord(leaf, i))&pinMask != 0 {
-					n += d.framesPerPage()
-				}
+	for l := range p.leaves() {
+		for i := range uint64(leafPages) {
+			if atomic.LoadUint64(leafWord(l.leaf, i))&pinMask != 0 {
+				n += l.d.framesPerPage()
 			}
 		}
 	}

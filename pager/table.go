@@ -3,6 +3,8 @@
 package pager
 
 import (
+	"iter"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
@@ -315,6 +317,34 @@ func freeLeaf(leaf uint32) {
 		bare.Store32(&m.next, uint32(h))
 		if bare.Cas64(&sp.leafFree, h, (h>>32+1)<<32|uint64(leaf)) {
 			return
+		}
+	}
+}
+
+// ownedLeaf is a leaf that holds the words of 64 pages of d, from group on.
+type ownedLeaf struct {
+	leaf  uint32
+	d     *desc
+	group uint64
+}
+
+// leaves goes through the leaves in which the pager has pages. Nothing is held
+// meanwhile: a leaf may change hands at any time, which only who acts on
+// what he saw in it has to mind.
+func (p *Pager) leaves() iter.Seq[ownedLeaf] {
+	return func(yield func(ownedLeaf) bool) {
+		used := min(atomic.LoadUint32(&sp.leafUsed), maxLeaves-1)
+		for leaf := uint32(1); leaf <= used; leaf++ {
+			m := metaOf(leaf)
+			di := atomic.LoadUint32(&m.desc)
+			if di == 0 {
+				continue
+			}
+			d, group := descAt(di), atomic.LoadUint64(&m.group)
+			// A leaf on the free list still names its last group.
+			if d.words == p.w && d.owns(leaf, group) && !yield(ownedLeaf{leaf, d, group}) {
+				return
+			}
 		}
 	}
 }

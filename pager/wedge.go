@@ -5,7 +5,6 @@ package pager
 import (
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -320,20 +319,11 @@ func (l *look) pages() {
 	if load64(&p.w.free) >= p.budget.Load() {
 		return // nothing is in memory, nor on its way
 	}
-	for leaf := uint32(1); leaf <= min(atomic.LoadUint32(&sp.leafUsed), maxLeaves-1); leaf++ {
-		m := metaOf(leaf)
-		di := atomic.LoadUint32(&m.desc)
-		if di == 0 {
-			continue
-		}
-		d := descAt(di)
-		group := atomic.LoadUint64(&m.group)
-		if d.words != p.w || !d.owns(leaf, group) {
-			continue
-		}
+	for lf := range p.leaves() {
+		d := lf.d
 		for k := range uint64(leafPages) {
-			page := group<<leafShift + k
-			word := leafWord(leaf, k)
+			page := lf.group<<leafShift + k
+			word := leafWord(lf.leaf, k)
 			w := bare.Load64(word)
 			if w&stateMask == stLoading {
 				s := sighting{WedgedRead, d, page, w >> 32}
