@@ -328,6 +328,53 @@ func TestChecksummedWithoutItsOrderIsCaught(t *testing.T) {
 	t.Error("sums that are not flushed before the data: nobody noticed")
 }
 
+// Truncate and Discard go through a block that is wrong: what is left of it
+// stays wrong, also when the store is opened anew, until it is written whole;
+// and the next block is not concerned.
+func TestChecksummedCutsThroughWhatIsWrong(t *testing.T) {
+	h := hand(t)
+	for name, cut := range map[string]func(c *Checksummed) error{
+		"truncate": func(c *Checksummed) error {
+			return errors.Join(c.Truncate(SumBlock+1000), c.Truncate(4*SumBlock))
+		},
+		"discard": func(c *Checksummed) error { return c.Discard(SumBlock+1000, 3*SumBlock) },
+	} {
+		data, mem := bits(noise(1, 4*SumBlock))
+		sums, _ := bits(make([]byte, SumsSize(4*SumBlock)))
+		c := checksummed(t, &unclosed{data}, &unclosed{sums}, true)
+		mem[SumBlock+5] ^= 1
+		if err := cut(c); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for range 2 {
+			if _, err := h.get(c, SumBlock, SumBlock); !errors.Is(err, ErrChecksum) {
+				t.Errorf("%s: what is left of a block that was wrong: %v", name, err)
+			}
+			got, err := h.get(c, 0, SumBlock)
+			if err != nil || !bytes.Equal(got, noise(1, SumBlock)) {
+				t.Errorf("%s: the block before: %v", name, err)
+			}
+			got, err = h.get(c, 2*SumBlock, SumBlock)
+			if err != nil || !bytes.Equal(got, make([]byte, SumBlock)) {
+				t.Errorf("%s: the block behind: %v", name, err)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			c = checksummed(t, &unclosed{data}, &unclosed{sums}, false)
+		}
+		if err := h.put(c, SumBlock, noise(2, SumBlock)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := h.get(c, SumBlock, SumBlock); err != nil || !bytes.Equal(got, noise(2, SumBlock)) {
+			t.Errorf("%s: once it is written whole: %v", name, err)
+		}
+		if err := errors.Join(c.Close(), data.Close(), sums.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A failed flush of either store is for ever; a failed write is not.
 func TestChecksummedErrors(t *testing.T) {
 	h := hand(t)

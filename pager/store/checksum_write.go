@@ -360,7 +360,9 @@ func (c *Checksummed) Discard(off, n int64) error {
 }
 
 // change is a change of [off, end) to zeros, made by fn. It is settled when it
-// returns.
+// returns. A block of which a part stays, and which is wrong, stays wrong: the
+// recovery of a journal cuts the data through a block that a crash has torn
+// before it writes it whole.
 func (c *Checksummed) change(off, end int64, fn func() error) error {
 	if err := c.sticky(); err != nil {
 		return err
@@ -369,7 +371,8 @@ func (c *Checksummed) change(off, end int64, fn func() error) error {
 		return err
 	}
 	first, last := off/SumBlock, (end-1)/SumBlock
-	sums := map[int64]uint32{} // of blocks that do not become all zeros
+	sums := map[int64]uint32{}    // of blocks that do not become all zeros
+	wrong := map[int64]struct{}{} // of these, those that have none
 	for _, block := range []int64{first, last} {
 		at := block * SumBlock
 		lo, hi := max(0, off-at), min(SumBlock, end-at)
@@ -382,6 +385,10 @@ func (c *Checksummed) change(off, end int64, fn func() error) error {
 		if err == nil {
 			err = c.check(b[:n], at)
 		}
+		if errors.Is(err, ErrChecksum) {
+			wrong[block] = struct{}{}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -391,6 +398,9 @@ func (c *Checksummed) change(off, end int64, fn func() error) error {
 	pages := map[int64]struct{}{}
 	c.mu.Lock()
 	for block := first; block <= last; block++ {
+		if _, is := wrong[block]; is {
+			continue
+		}
 		e := c.entry(block)
 		v := atomic.LoadUint64(e)
 		old := uint32(v)
@@ -420,6 +430,9 @@ func (c *Checksummed) change(off, end int64, fn func() error) error {
 	}
 	c.mu.Lock()
 	for block := first; block <= last; block++ {
+		if _, is := wrong[block]; is {
+			continue
+		}
 		if e := c.entry(block); atomic.LoadUint64(e) != 0 {
 			atomic.StoreUint64(e, pair(sums[block], sums[block]))
 		}

@@ -10,11 +10,14 @@ import (
 
 // heap is a store over a slice: images come by the thousand, and a mapping for
 // each would be most of the work.
-type heap struct{ b []byte }
+type heap struct {
+	b        []byte
+	readOnly bool
+}
 
 func (h *heap) Size() int64                  { return int64(len(h.b)) }
 func (h *heap) BlockSize() int               { return 1 }
-func (h *heap) Writable() bool               { return true }
+func (h *heap) Writable() bool               { return !h.readOnly }
 func (h *heap) Kernel() (store.Kernel, bool) { return store.Kernel{FD: -1}, false }
 func (h *heap) Close() error                 { return nil }
 func (h *heap) String() string               { return "image" }

@@ -3,7 +3,6 @@ package durability
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -23,7 +22,7 @@ type attempt struct {
 	ack    int    // tick from which every crash must; 0: never
 }
 
-// history drives one Atomic region over two recording stores of one clock, and
+// history drives one Atomic region over recording stores of one clock, and
 // notes what the region is at every commit. One goroutine writes, so that each
 // commit is known to the byte.
 type history struct {
@@ -31,6 +30,7 @@ type history struct {
 	rng  *rand.Rand
 	rec  *store.Recorder
 	data *store.Recording
+	sums *store.Recording // nil: no checksums
 	js   *store.Recording
 	opt  pager.RegionOptions
 
@@ -51,8 +51,9 @@ type lasting struct{ store.Store }
 func (lasting) Close() error { return nil }
 
 // newHistory maps a region. With slow, transfers take their time and overtake
-// one another, and then there is no raw access.
-func newHistory(t *testing.T, seed uint64, slow bool) *history {
+// one another, and then there is no raw access. With summed the data store has
+// checksums.
+func newHistory(t *testing.T, seed uint64, slow, summed bool) *history {
 	t.Helper()
 	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 5)), rec: new(store.Recorder), steps: map[string]int{}}
 	wrap := func(s store.Store) *store.Recording {
@@ -65,7 +66,19 @@ func newHistory(t *testing.T, seed uint64, slow bool) *history {
 		}
 		return r
 	}
-	h.data = wrap(fixture.Memory(t, historyPages*frame, seed))
+	data := fixture.Memory(t, historyPages*frame, seed)
+	if summed {
+		sums := store.NewMemory(store.SumsSize(historyPages * frame))
+		c, err := store.NewChecksummed(lasting{data}, lasting{sums}, store.ChecksumOptions{Create: true})
+		if err == nil {
+			err = c.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.sums = wrap(sums)
+	}
+	h.data = wrap(data)
 	h.js = wrap(store.NewMemory(256 << 10))
 	h.opt = pager.RegionOptions{
 		Durability: pager.Atomic,
@@ -87,7 +100,15 @@ func (h *history) open() {
 	h.t.Helper()
 	o := h.opt
 	o.Journal.Store = lasting{h.js}
-	r, err := h.p.Map(lasting{h.data}, o)
+	var s store.Store = lasting{h.data}
+	if h.sums != nil {
+		c, err := store.NewChecksummed(s, lasting{h.sums}, store.ChecksumOptions{})
+		if err != nil {
+			h.t.Fatalf("NewChecksummed: %v", err)
+		}
+		s = c
+	}
+	r, err := h.p.Map(s, o)
 	if err != nil {
 		h.t.Fatalf("Map: %v", err)
 	}
@@ -201,55 +222,6 @@ func (h *history) recorded() bool {
 	return !ok || k.Mem == nil || bytes.Equal(k.Mem[:h.js.Size()], h.js.Image(h.rec.Now(), store.Everything))
 }
 
-// judge maps what a loss of power at the tick leaves, and says what is wrong
-// with it.
-func (h *history) judge(p *pager.Pager, tick int, survives store.Survives, readOnly bool) error {
-	data, js := h.data.Image(tick, survives), h.js.Image(tick, survives)
-	var view []byte
-	if readOnly {
-		r, err := h.mapImages(p, data, js, true)
-		switch {
-		case err == nil:
-			view = make([]byte, r.Len())
-			_, err = r.ReadAt(view, 0)
-			err = errors.Join(err, r.Close())
-		case errors.Is(err, pager.ErrJournal): // cut in the middle of a page: says so
-			err = nil
-		}
-		if err != nil {
-			return fmt.Errorf("read-only: %w", err)
-		}
-	}
-	r, err := h.mapImages(p, data, js, false)
-	if err != nil {
-		return fmt.Errorf("Map: %w", err)
-	}
-	got := make([]byte, r.Len())
-	_, err = r.ReadAt(got, 0)
-	if err := errors.Join(err, r.Close()); err != nil {
-		return err
-	}
-	if view != nil && !bytes.Equal(view, got) {
-		return errors.New("a read-only Map shows something else than a writable one")
-	}
-	last, seen := 0, -1
-	for i, a := range h.tried {
-		if a.ack > 0 && a.ack <= tick || i == 0 {
-			last = i
-		}
-		if a.begun <= tick && bytes.Equal(a.region, got) {
-			seen = i
-		}
-	}
-	switch {
-	case seen < 0:
-		return fmt.Errorf("what is there (%d bytes) was never committed; acknowledged were %d commits; %w", len(got), last, nearest(h.tried, got))
-	case seen < last:
-		return fmt.Errorf("commit %d is there, and %d was acknowledged", seen, last)
-	}
-	return nil
-}
-
 // nearest says where the region differs from the attempt most like it.
 func nearest(tried []attempt, got []byte) error {
 	best, which := -1, 0
@@ -270,14 +242,4 @@ func nearest(tried []attempt, got []byte) error {
 		}
 	}
 	return fmt.Errorf("commit %d differs in pages %v", which, pages)
-}
-
-func (h *history) mapImages(p *pager.Pager, data, js []byte, readOnly bool) (*pager.Region, error) {
-	o := h.opt
-	o.ReadOnly = readOnly
-	o.Journal.Store = &heap{js}
-	if readOnly {
-		o.MaxSize = 0
-	}
-	return p.Map(&heap{data}, o)
 }

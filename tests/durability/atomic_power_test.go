@@ -3,6 +3,7 @@ package durability
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -16,22 +17,33 @@ import (
 // that log every write and flush, lets the power go at every tick of the log
 // with all, nothing, or a random part of what was not flushed, sectors torn,
 // and maps what is left: a whole commit, none older than what Commit had
-// acknowledged.
-func TestAtomicPowerLoss(t *testing.T) {
+// acknowledged. Now and then the power goes again while that is mapped.
+func TestAtomicPowerLoss(t *testing.T) { atomicPowerLoss(t, 1000, false) }
+
+// TestAtomicPowerLossChecksummed is the same with checksums beside the data:
+// nothing that is left is ever a checksum error, neither before recovery, when
+// it is read through the journal, nor after it, when data and sums agree by
+// themselves.
+func TestAtomicPowerLossChecksummed(t *testing.T) { atomicPowerLoss(t, 400, true) }
+
+func atomicPowerLoss(t *testing.T, atLeast int, summed bool) {
 	fixture.NeedWrite(t)
 	seed := fixture.Seed(t)
 	if child.Isolate(t, child.Options{Procs: 2, Deadline: deadline(3*time.Minute, 40*time.Minute)}) {
 		return
 	}
-	atLeast, end := 1000, time.Now().Add(30*time.Second)
+	end, steps := time.Now().Add(30*time.Second), 50
+	if summed {
+		steps = 30 // its images cost more
+	}
 	if fixture.Torture() {
 		atLeast, end = 100_000, time.Now().Add(30*time.Minute)
 	}
 	images, unseen := 0, 0
 	for n := uint64(0); images < atLeast && time.Now().Before(end) && !t.Failed(); n++ {
 		t.Run(fmt.Sprint("history", n), func(t *testing.T) {
-			h := newHistory(t, seed+n, n%2 == 1)
-			h.run(50)
+			h := newHistory(t, seed+n, n%2 == 1, summed)
+			h.run(steps)
 			if !h.recorded() {
 				unseen++
 				return
@@ -51,10 +63,18 @@ func TestAtomicPowerLoss(t *testing.T) {
 func (h *history) lose(seed uint64) (images int) {
 	h.t.Helper()
 	p := fixture.Pager(h.t, pager.Options{Budget: 64 * frame})
+	rng := rand.New(rand.NewPCG(seed, 6))
 	for tick := h.tried[0].ack; tick <= h.rec.Now(); tick++ {
 		for fate, survives := range []store.Survives{nil, store.Everything, store.AtRandom(seed + uint64(tick))} {
-			images++
-			if err := h.judge(p, tick, survives, tick%8 == 0); err != nil {
+			m := h.images(tick, survives)
+			twice := m.clone()
+			err := h.judge(p, m, tick, tick%8 == 0)
+			if images++; err == nil && rng.IntN(24) == 0 {
+				var n int
+				n, err = h.judgeAgain(p, twice, tick, rng)
+				images += n
+			}
+			if err != nil {
 				h.t.Fatalf("seed %d: power lost at tick %d of %d (%s): %v", seed, tick, h.rec.Now(), [...]string{"nothing survives", "everything survives", "some survives"}[fate], err)
 			}
 		}
