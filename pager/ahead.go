@@ -21,14 +21,16 @@ import (
 // bounded three times: by 1/aheadShare of the queue depth, so that slots stay
 // free; by a quarter of the budget; and by aheadFlight, or a little when
 // misses come that nobody has foreseen, which would queue behind it in the
-// device. What policies plan goes before what the program named in bulk.
+// device. What policies plan goes before what the program named in bulk, and
+// beside surprises it may have more under way: somebody is about to need it.
 const (
 	maxJobs     = 4096
 	aheadShare  = 2                     // prefetch takes at most 1/aheadShare of the queue
-	aheadFlight = 8 << 20               // bytes: eight reads of a MiB are a device's full bandwidth
+	aheadFlight = 4 << 20               // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
 	aheadPlans  = 4                     // plans run ahead of the reads by so many times what may be under way
-	calmFlight  = 512 << 10             // bytes under way while there are surprises …
+	calmFlight  = 512 << 10             // bytes under way that were planned, while there are surprises …
 	calmRun     = 256 << 10             // … in reads of so many
+	calmBulk    = 128 << 10             // bytes of what was named: one read that a device is hardly longer busy with than with a page
 	surprise    = 50 * time.Millisecond // how long one is remembered: several reads of a slow device
 )
 
@@ -357,7 +359,11 @@ func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
 		return 0, run
 	}
 	if at := p.surprised.Load(); at != 0 && sinceStart()-at < int64(surprise) {
-		room, run = min(room, max(calmFlight>>frameShift, j.r.fpp)), calmRun>>frameShift
+		flight, longest := int64(calmFlight), int64(calmRun)
+		if j.hint {
+			flight, longest = calmBulk, calmBulk
+		}
+		room, run = min(room, max(flight>>frameShift, j.r.fpp)), longest>>frameShift
 	}
 	return room - p.aheadPages.Load(), run
 }

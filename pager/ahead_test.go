@@ -58,8 +58,8 @@ func TestPrefetchLeavesSlotsFree(t *testing.T) {
 }
 
 // What is named in bulk goes out as reads of a MiB up to what fills the device,
-// with one submission; while misses come that nobody has foreseen, as little as
-// one of them has to wait for.
+// with one submission; while misses come that nobody has foreseen, as one short
+// read at a time, so that such a miss has no more than that before it.
 func TestBulkGivesWayToSurprises(t *testing.T) {
 	s := store.NewFaulty(store.NewMemory(64<<20), store.FaultyOptions{})
 	p, r := rawMap(t, Options{Budget: 128 << 20}, s, RegionOptions{ReadOnly: true})
@@ -70,11 +70,14 @@ func TestBulkGivesWayToSurprises(t *testing.T) {
 	if err := r.Advise(0, 32<<20, WillNeed); err != nil {
 		t.Fatal(err)
 	}
-	if n := p.aheadPages.Load() << frameShift; n != calmFlight {
-		t.Errorf("%d bytes are under way beside surprises, want %d", n, calmFlight)
-	}
-	if n := s.Counts().Held; n != calmFlight/calmRun {
-		t.Errorf("%d reads are under way, want %d", n, calmFlight/calmRun)
+	for turn := range 3 {
+		if n := p.aheadPages.Load() << frameShift; n != calmBulk {
+			t.Errorf("after %d reads %d bytes are under way beside surprises, want %d", turn, n, calmBulk)
+		}
+		if n := s.Counts().Held; n != 1 {
+			t.Errorf("after %d reads %d are under way, want 1", turn, n)
+		}
+		s.Step(1)
 	}
 	p.surprised.Store(0)
 	s.Step(1)
@@ -89,6 +92,18 @@ func TestBulkGivesWayToSurprises(t *testing.T) {
 	})
 	if n := s.Counts().Reads; n > 32+6 {
 		t.Errorf("%d reads for 32 MiB", n)
+	}
+
+	// What a policy plans has a little more: it is about to be needed.
+	s.Hold(store.OnRead)
+	p.surprised.Store(1 << 62)
+	p.addJob(aheadJob{r, 40 << 20 >> frameShift, 48 << 20 >> frameShift, false})
+	p.pumpNow()
+	if n := p.aheadPages.Load() << frameShift; n != calmFlight {
+		t.Errorf("%d planned bytes are under way beside surprises, want %d", n, calmFlight)
+	}
+	if n := s.Counts().Held; n != calmFlight/calmRun {
+		t.Errorf("%d planned reads are under way, want %d", n, calmFlight/calmRun)
 	}
 }
 
