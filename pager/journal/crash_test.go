@@ -344,7 +344,7 @@ func (d *driver) sweep(seed uint64, fates int) (images int, bad error) {
 			case 1:
 				survives = store.Everything
 			}
-			js, data := &ram{d.js.Image(tick, survives)}, &ram{d.data.Image(tick, survives)}
+			js, data := store.NewSlice(d.js.Image(tick, survives)), store.NewSlice(d.data.Image(tick, survives))
 			images++
 			var err error
 			if fate == 2 { // and goes once more during the replay
@@ -372,7 +372,7 @@ func (d *driver) twice(tick int, seed uint64, js, data store.Store) error {
 	}
 	at := int(draw(seed, uint64(tick)) % uint64(rec.Now()+1))
 	survives := store.AtRandom(seed ^ uint64(tick))
-	js2, data2 := &ram{rjs.Image(at, survives)}, &ram{rdata.Image(at, survives)}
+	js2, data2 := store.NewSlice(rjs.Image(at, survives)), store.NewSlice(rdata.Image(at, survives))
 	if err := d.judge(tick, js2, data2); err != nil {
 		return fmt.Errorf("after a second loss of power at %d of %d: %w", at, rec.Now(), err)
 	}

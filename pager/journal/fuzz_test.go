@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/uffdpager/uffdpager/pager/store"
 )
 
 // sealRecord gives a record the checksum that its bytes need: otherwise a
@@ -97,7 +99,7 @@ func FuzzHeader(f *testing.F) {
 // commits that share slots with older ones, and a commit that failed.
 var written = sync.OnceValues(func() ([]byte, []Commit) {
 	t := new(testing.T)
-	s := &ram{make([]byte, InitialSize())}
+	s := store.NewSlice(make([]byte, InitialSize()))
 	j, err := Open(background, s, nil, Options{PageSize: page, Limit: 256 << 10})
 	if err != nil {
 		panic(err)
@@ -129,7 +131,7 @@ var written = sync.OnceValues(func() ([]byte, []Commit) {
 	}
 	j.Abandoned(r)
 	all = append(all, Commit{Seq: r.Seq, Length: page, MinLength: page})
-	return s.b, all
+	return s.Bytes(), all
 })
 
 // FuzzRecover damages a journal: bytes change, blocks are copied over one
@@ -150,7 +152,7 @@ func FuzzRecover(f *testing.F) {
 			}
 			copy(b, sealHeader(h))
 		}
-		s := &ram{b}
+		s := store.NewSlice(b)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		j, err := Open(background, s, nil, Options{PageSize: page, Limit: 256 << 10, ReadOnly: true, Adopt: true, Salvage: salvage})
@@ -207,15 +209,15 @@ func FuzzOpen(f *testing.F) {
 	f.Add(make([]byte, 3*block))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, o := range []Options{{PageSize: page, ReadOnly: true}, small()} {
-			s := &ram{bytes.Clone(b)}
+			s := store.NewSlice(bytes.Clone(b))
 			j, err := Open(background, s, nil, o)
 			if err != nil {
-				if errors.Is(err, ErrRefused) && !bytes.Equal(b, s.b) {
+				if errors.Is(err, ErrRefused) && !bytes.Equal(b, s.Bytes()) {
 					t.Fatal("refused, and written to")
 				}
 				continue
 			}
-			if len(j.Log()) > 0 && !bytes.Equal(b, s.b) {
+			if len(j.Log()) > 0 && !bytes.Equal(b, s.Bytes()) {
 				t.Fatal("live, and written to")
 			}
 			if err := j.Close(background); err != nil {

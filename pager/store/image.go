@@ -63,8 +63,8 @@ func (x *Record) lost(flushed int) bool {
 
 // Image is what the store holds after a loss of power at that tick (0: as it
 // was wrapped; Recorder.Now: now): all that was durable, and of what else had
-// begun whatever survives (nil: nothing). The image is the caller's; NewMemoryOf
-// makes a store of it.
+// begun whatever survives (nil: nothing). The image is the caller's; NewSlice
+// or NewMemoryOf makes a store of it.
 //
 // Changes apply in the order in which they began. Two of the same bytes under
 // way at once have no order, and no owner of a Store may start them.

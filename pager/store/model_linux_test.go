@@ -26,6 +26,7 @@ func TestStoresAgainstAModel(t *testing.T) {
 		{"buffered", func(size int) (Store, error) {
 			return OpenFile(filepath.Join(dir, "buffered"), FileOptions{Create: true, Size: int64(size), Direct: DirectOff})
 		}},
+		{"slice", func(size int) (Store, error) { return NewSlice(make([]byte, size)), nil }},
 		{"faulty", func(size int) (Store, error) {
 			return NewFaulty(NewMemory(int64(size)), FaultyOptions{Reorder: 3}), nil
 		}},

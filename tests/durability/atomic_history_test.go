@@ -55,7 +55,15 @@ func (lasting) Close() error { return nil }
 // checksums.
 func newHistory(t *testing.T, seed uint64, slow, summed bool) *history {
 	t.Helper()
-	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 5)), rec: new(store.Recorder), steps: map[string]int{}}
+	p := fixture.Pager(t, pager.Options{Budget: int64(12+seed%8) * frame})
+	return newHistoryOf(t, p, new(store.Recorder), seed, slow, summed)
+}
+
+// newHistoryOf is newHistory of one region among several of a pager, whose
+// stores lose power together.
+func newHistoryOf(t *testing.T, p *pager.Pager, rec *store.Recorder, seed uint64, slow, summed bool) *history {
+	t.Helper()
+	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 5)), p: p, rec: rec, steps: map[string]int{}}
 	wrap := func(s store.Store) *store.Recording {
 		if slow {
 			s = store.NewFaulty(s, store.FaultyOptions{Seed: seed, Latency: 20 * time.Microsecond, Jitter: 50 * time.Microsecond, Reorder: 4})
@@ -87,7 +95,6 @@ func newHistory(t *testing.T, seed uint64, slow, summed bool) *history {
 		Journal:    pager.JournalOptions{Limit: 256 << 10, Interval: time.Duration(1+h.rng.IntN(10)) * time.Millisecond},
 		Writeback:  pager.Writeback{DirtyShare: 0.3, Age: time.Duration(1+h.rng.IntN(5)) * time.Millisecond},
 	}
-	h.p = fixture.Pager(t, pager.Options{Budget: int64(12+h.rng.IntN(8)) * frame})
 	h.open()
 	h.raw = h.r.Raw() == nil
 	h.model = make([]byte, historyPages*frame)
@@ -197,10 +204,19 @@ func (h *history) step(i uint64) (string, error) {
 		h.model = bytes.Clone(h.tried[len(h.tried)-1].region)
 		return "Close", h.compare(h.r, h.model)
 	}
-	h.tried = append(h.tried, attempt{region: bytes.Clone(h.model), begun: h.rec.Now()})
-	err := h.r.Commit(ctx)
-	h.tried[len(h.tried)-1].ack = h.rec.Now()
-	return "Commit", err
+	return "Commit", commit(func() error { return h.r.Commit(ctx) }, h)
+}
+
+// commit notes an attempt of all of the histories, which fn makes.
+func commit(fn func() error, hs ...*history) error {
+	for _, h := range hs {
+		h.tried = append(h.tried, attempt{region: bytes.Clone(h.model), begun: h.rec.Now()})
+	}
+	err := fn()
+	for _, h := range hs {
+		h.tried[len(h.tried)-1].ack = h.rec.Now()
+	}
+	return err
 }
 
 // compare reads a region as a whole.

@@ -32,15 +32,19 @@ func (m images) clone() images {
 // mapped is a region over images, which it changes.
 type mapped struct {
 	*pager.Region
-	data, sums, js *heap
+	data, sums, js *store.Slice
 }
 
 // mapImages maps them. With rec, what is done to them is recorded, and the
 // recordings are returned in the order data, sums (if any), journal.
 func (h *history) mapImages(p *pager.Pager, m images, readOnly bool, rec *store.Recorder) (mapped, []*store.Recording, error) {
-	r := mapped{data: &heap{m.data, readOnly}, js: &heap{m.js, readOnly}}
+	slice := store.NewSlice
+	if readOnly {
+		slice = store.NewReadOnlySlice
+	}
+	r := mapped{data: slice(m.data), js: slice(m.js)}
 	var recorded []*store.Recording
-	wrap := func(s *heap) (store.Store, error) {
+	wrap := func(s *store.Slice) (store.Store, error) {
 		if rec == nil {
 			return s, nil
 		}
@@ -50,7 +54,7 @@ func (h *history) mapImages(p *pager.Pager, m images, readOnly bool, rec *store.
 	}
 	s, err := wrap(r.data)
 	if err == nil && m.sums != nil {
-		r.sums = &heap{m.sums, readOnly}
+		r.sums = slice(m.sums)
 		var sums store.Store
 		if sums, err = wrap(r.sums); err == nil {
 			s, err = store.NewChecksummed(s, sums, store.ChecksumOptions{})
@@ -78,8 +82,8 @@ func (r mapped) read() ([]byte, error) {
 }
 
 // judge maps what a loss of power at the tick has left, and says what is wrong
-// with it. It changes m.
-func (h *history) judge(p *pager.Pager, m images, tick int, readOnly bool) error {
+// with it, and the last of the attempts that it may be. It changes m.
+func (h *history) judge(p *pager.Pager, m images, tick int, readOnly bool) (seen int, err error) {
 	var view []byte
 	if readOnly {
 		r, _, err := h.mapImages(p, m.clone(), true, nil)
@@ -90,26 +94,27 @@ func (h *history) judge(p *pager.Pager, m images, tick int, readOnly bool) error
 			err = nil
 		}
 		if err != nil {
-			return fmt.Errorf("read-only: %w", err)
+			return 0, fmt.Errorf("read-only: %w", err)
 		}
 	}
 	r, _, err := h.mapImages(p, m, false, nil)
 	if err != nil {
-		return fmt.Errorf("Map: %w", err)
+		return 0, fmt.Errorf("Map: %w", err)
 	}
 	got, err := r.read()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if view != nil && !bytes.Equal(view, got) {
-		return errors.New("a read-only Map shows something else than a writable one")
+		return 0, errors.New("a read-only Map shows something else than a writable one")
 	}
 	if r.sums != nil {
 		if err := r.settled(p, got); err != nil {
-			return fmt.Errorf("after recovery: %w", err)
+			return 0, fmt.Errorf("after recovery: %w", err)
 		}
 	}
-	last, seen := 0, -1
+	last := 0
+	seen = -1
 	for i, a := range h.tried {
 		if a.ack > 0 && a.ack <= tick || i == 0 {
 			last = i
@@ -120,17 +125,17 @@ func (h *history) judge(p *pager.Pager, m images, tick int, readOnly bool) error
 	}
 	switch {
 	case seen < 0:
-		return fmt.Errorf("what is there (%d bytes) was never committed; acknowledged were %d commits; %w", len(got), last, nearest(h.tried, got))
+		return 0, fmt.Errorf("what is there (%d bytes) was never committed; acknowledged were %d commits; %w", len(got), last, nearest(h.tried, got))
 	case seen < last:
-		return fmt.Errorf("commit %d is there, and %d was acknowledged", seen, last)
+		return 0, fmt.Errorf("commit %d is there, and %d was acknowledged", seen, last)
 	}
-	return nil
+	return seen, nil
 }
 
 // settled: once the region is closed, the data and their sums agree without the
 // journal, and no block is open or torn.
 func (r mapped) settled(p *pager.Pager, want []byte) error {
-	c, err := store.NewChecksummed(&heap{r.data.b, true}, &heap{r.sums.b, true}, store.ChecksumOptions{})
+	c, err := store.NewChecksummed(store.NewReadOnlySlice(r.data.Bytes()), store.NewReadOnlySlice(r.sums.Bytes()), store.ChecksumOptions{})
 	if err != nil {
 		return err
 	}
@@ -186,7 +191,7 @@ func (h *history) judgeAgain(p *pager.Pager, m images, tick int, rng *rand.Rand)
 		if at < acknowledged {
 			h.tried = append(slices.Clone(was), h.tried...)
 		}
-		if err := h.judge(p, again, tick, at%2 == 0); err != nil {
+		if _, err := h.judge(p, again, tick, at%2 == 0); err != nil {
 			return n, fmt.Errorf("power lost again, at tick %d of %d after it came back: %w", at, rec.Now(), err)
 		}
 	}
