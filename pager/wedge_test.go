@@ -75,6 +75,9 @@ func TestWedgedPins(t *testing.T) {
 		p.Release()
 	}
 	eventually(t, "the pin is named", func() bool { hot(); return n.count(WedgedPin, 8*FrameSize) > 0 })
+	if table := p.Stats().String(); !strings.Contains(table, "\nwedged           pin of 12288 bytes at offset 28672 of faulty memory for ") {
+		t.Errorf("the table does not name it:\n%s", table)
+	}
 	if w := p.Stats().Wedged; len(w) != 1 || w[0].Offset != 7*FrameSize || w[0].Len != 3*FrameSize || w[0].Store != "faulty memory" {
 		t.Errorf("Stats names %v, want one pin of pages 7 to 9", w)
 	}

@@ -60,6 +60,8 @@ type report struct {
 	Prefetch      prefetchReport  `json:"prefetch"`
 	MakeS         float64         `json:"make_s"` // making the file
 	Interrupted   bool            `json:"interrupted"`
+	Wedged        int64           `json:"wedged"`              // faults, I/Os, pins that took longer than pager.Options.WedgeLimit
+	WedgedBy      []string        `json:"wedged_by,omitempty"` // the first of them
 	Notes         []string        `json:"notes,omitempty"`
 	Error         string          `json:"error,omitempty"`
 	blocked       []blockedReport // the part of Park.BlockedBy that is printed
@@ -177,6 +179,12 @@ func (r *report) writeText(w io.Writer) error {
 		row("", "%s blocked in %s: %s", count(by.Count), by.Func, by.Reason)
 	}
 	row("threads", "%d at most; a %.0f µs ticker fired %.0f %% as often as when idle", r.ThreadsPeak, r.Ticker.PeriodUS, 100*share(r.Ticker.Fired, r.Ticker.Expected))
+	if r.Wedged > 0 {
+		row("wedged", "%s longer than %v:", plural(r.Wedged, "wait")+was(r.Wedged), wedgeLimit)
+		for _, by := range r.WedgedBy {
+			row("", "%s", by)
+		}
+	}
 	switch {
 	case r.Mismatches > 0:
 		row("verified", "%s, %s DIFFER", humanBytes(r.Verified), plural(r.Mismatches, "block"))
@@ -212,6 +220,14 @@ func directly(direct bool) string {
 		return ", past the page cache"
 	}
 	return " through the page cache"
+}
+
+// was is the verb for n of something.
+func was(n int64) string {
+	if n == 1 {
+		return " was"
+	}
+	return " were"
 }
 
 func plural(n int64, noun string) string {

@@ -68,6 +68,7 @@ type job struct {
 	detail string // the first thing that went wrong within the work
 
 	notesMu sync.Mutex
+	wedged  wedged
 }
 
 func (j *job) note(format string, args ...any) {
@@ -101,9 +102,10 @@ func (j *job) run(ctx context.Context) (err error) {
 	}
 
 	options := pager.Options{
-		Budget: int64(j.o.budget), Engine: j.o.engine, Park: j.o.park,
+		Budget: int64(j.o.budget), Engine: j.o.engine, Park: j.o.park, WedgeLimit: wedgeLimit,
 		Events: &pager.EventListener{
 			Degraded: func(what string) { j.note("%s", what) },
+			Wedged:   j.wedged.note,
 		},
 	}
 	if j.o.verbose {
@@ -245,6 +247,8 @@ func (j *job) work(ctx context.Context, p *pager.Pager, region *pager.Region, fi
 	r.Ticker.Expected = int64(float64(idle) * float64(tickFor) / float64(idleFor))
 	r.IO = ioReport{Engine: p.Engine(), Direct: region.Direct()}
 	r.ThreadsPeak, r.RSSPeakBytes, r.PageTableBytes = process.Threads, max(process.RSSPeak, process.RSS), process.PageTables
+	j.wedged.print(j.show, j.stderr)
+	j.wedged.fill(r)
 	r.fillWork(c, took)
 	r.fillStats(before, after, took, cpu)
 	j.detail = c.first()
@@ -317,6 +321,7 @@ func (j *job) watch(c *crew, p *pager.Pager, before pager.Stats) (stop func() ga
 				return
 			case <-tick.C:
 			}
+			j.wedged.print(j.show, j.stderr)
 			if j.show.live() && i%5 == 4 {
 				s, at := p.Stats(), time.Now()
 				j.line(c, last, s, at.Sub(lastAt), at.Sub(began))
