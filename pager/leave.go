@@ -60,6 +60,7 @@ type evictState struct {
 	batch  [maxEvictBatch]zapEntry
 	n      int
 	dirty  []dirtyPage // met on the way: to be written
+	left   int         // pages of which EventListener.Evicted is to be told
 	ranges [maxEvictBatch]uffd.Range
 	take   func(evict.Page) evict.Verdict // takeVictim as a value, made once
 }
@@ -176,16 +177,27 @@ func (p *Pager) evictLocked(n int64) int64 {
 	return freed
 }
 
-// evictUnlock unlocks evictMu and writes the dirty victims.
+// evictUnlock unlocks evictMu, tells of what has left, and writes the dirty
+// victims.
 func (p *Pager) evictUnlock() {
-	if len(p.ev.dirty) == 0 {
-		p.evictMu.Unlock()
-		return
+	left := p.ev.left
+	p.ev.left = 0
+	var list []dirtyPage
+	if len(p.ev.dirty) > 0 {
+		list = slices.Clone(p.ev.dirty)
+		p.ev.dirty = p.ev.dirty[:0]
 	}
-	list := slices.Clone(p.ev.dirty)
-	p.ev.dirty = p.ev.dirty[:0]
 	p.evictMu.Unlock()
-	p.writeBack(list, writeEvict)
+	if left > 0 {
+		p.event(func(l *EventListener) {
+			if l.Evicted != nil {
+				l.Evicted(left)
+			}
+		})
+	}
+	if len(list) > 0 {
+		p.writeBack(list, writeEvict)
+	}
 }
 
 // evictFrom makes about n frames free within one domain.
@@ -247,11 +259,7 @@ func (p *Pager) zap(dm *domain) (freed int64) {
 		p.stats.evictions.Add(int64(left))
 		p.stats.evictBatches.Add(1)
 		p.w.giveFrames(frames)
-		p.event(func(l *EventListener) {
-			if l.Evicted != nil {
-				l.Evicted(left)
-			}
-		})
+		ev.left += left
 	}
 	return frames
 }
