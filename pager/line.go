@@ -376,8 +376,11 @@ func (p *Pager) breakStall() {
 		return
 	}
 	stalled := now.Sub(l.since) >= p.opt.StallLimit
-	if stalled && op.isPark && !op.served {
-		// A store has no other way than to wait, but nobody has to wait behind it.
+	// A store waits, for it has no other way; but not for room in a spill file,
+	// which nobody makes.
+	waits := op.isPark && !op.r.d.spillFull()
+	if stalled && waits && !op.served {
+		// Nobody has to wait behind it.
 		saved := op.saved
 		op.saved = 0
 		if l.queue[lineCredits].tail != op {
@@ -393,7 +396,7 @@ func (p *Pager) breakStall() {
 		return
 	}
 	l.mu.Unlock()
-	if !stalled || op.isPark {
+	if !stalled || waits {
 		return
 	}
 	p.leaveLine(op, fmt.Errorf("%w: %d bytes more cannot be pinned, and nothing was unpinned for %v", ErrBudget, op.need<<frameShift, p.opt.StallLimit))

@@ -92,7 +92,10 @@ type RegionOptions struct {
 
 	// Private is copy on write: what is written is seen by this region alone
 	// and forgotten at Close. Changed pages that must leave go to an unlinked
-	// temporary file of at most SpillLimit bytes in SpillDir.
+	// temporary file in SpillDir, of which at most SpillLimit bytes, rounded
+	// down to pages, are ever written. When it is full, changed pages stay in
+	// memory; when no more of these may be there, writing is ErrBudget after
+	// Options.StallLimit (by raw memory: a Go fault with it).
 	Private    bool
 	SpillDir   string // "": os.TempDir()
 	SpillLimit int64  // 0: the size of the region
@@ -254,8 +257,11 @@ type Range struct {
 }
 
 // EventListener is told of what happens. Any field may be nil. The functions
-// run on the pager's goroutines: they must not block and must not call the
-// pager.
+// run on the pager's goroutines and on those of its users (whoever needs room
+// evicts), under no lock of the pager, several at a time. They must not block:
+// I/O that others wait for may be standing still meanwhile. Of the pager they
+// may call what never waits and starts no I/O: Stats, Residency, Len, Advise with
+// Cold. Anything else that an event asks for belongs on another goroutine.
 type EventListener struct {
 	ReadError  func(r *Region, off, n int64, err error)
 	WriteError func(r *Region, off, n int64, err error)

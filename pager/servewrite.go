@@ -169,7 +169,10 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 		}
 		return errnoNothing
 	}
-	errno = storeVia(d, page, v, mem)
+	room := slots || d.takePlace(page)
+	if errno = errnoNothing; room {
+		errno = storeVia(d, page, v, mem)
+	}
 	giveServerBuffer(i)
 	switch {
 	case slots && errno == 0:
@@ -178,6 +181,8 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 		spoilSlot(d, page, slot)
 	case errno == 0:
 		d.written(page, end)
+	case room:
+		d.losePlace(page)
 	}
 	if _, free := endWriteVia(d, page, errno == 0); free {
 		add64(&d.words.credits, d.framesPerPage())

@@ -238,14 +238,53 @@ func pwriteFull(fd int, mem unsafe.Pointer, size uintptr, off uint64) (errno uin
 	return errno
 }
 
-// placeRoom says whether page may be written: always, but to a spill file that
-// is full.
+// placeRoom says whether it is worth copying page out: always, but for a spill
+// file that is full.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func (d *desc) placeRoom(page uint64) bool {
-	return d.sideMap == nil || d.place(page) != 0 || load64(&d.sideUsed) < d.sideMax
+	return d.flags&descSideOwn == 0 || d.place(page) != 0 || !d.spillFull()
+}
+
+// spillFull: no page gets a place in the spill file that has none.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) spillFull() bool {
+	return d.flags&descSideOwn != 0 && load64(&d.sideUsed) >= d.sideMax
+}
+
+// takePlace gives page a place in the spill file, if there is one: the caller
+// has it Writing, so that nobody else gives or takes its place. It is counted
+// before the write, so that writes in flight stay within the limit as well, and
+// is the page's when it is written, or given back by losePlace.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) takePlace(page uint64) bool {
+	if d.flags&descSideOwn == 0 || d.place(page) != 0 {
+		return true
+	}
+	if add64(&d.sideUsed, 1) > d.sideMax {
+		add64(&d.sideUsed, -1)
+		return false
+	}
+	return true
+}
+
+// losePlace undoes takePlace of a page that has not been written.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) losePlace(page uint64) {
+	if d.flags&descSideOwn != 0 && d.place(page) == 0 {
+		add64(&d.sideUsed, -1)
+	}
 }
 
 // written notes that page has been written to where dirty pages go. length is
@@ -259,9 +298,7 @@ func (d *desc) written(page, length uint64) {
 		d.raiseStored(min(length, (page+1)<<d.shift))
 		return
 	}
-	if bare.Cas32(d.sideWord(page), 0, 1) {
-		add64(&d.sideUsed, 1)
-	}
+	bare.Store32(d.sideWord(page), 1) // see takePlace
 }
 
 // raiseStored notes that the store has data up to end.

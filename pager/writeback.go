@@ -310,6 +310,13 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 		}
 		return took
 	}
+	if k := r.takePlaces(first, took); k < took {
+		r.putBack(first+k, took-k)
+		if took = k; took == 0 {
+			bufs.put(buf)
+			return 0
+		}
+	}
 	p.began(why)
 	r.active.Add(1) // until writeDone
 	r.write.inflight.Add(int64(took))
@@ -330,6 +337,15 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 	p.tracks.add(&w.track)
 	b.add(w)
 	return took
+}
+
+// takePlaces gives places in the spill file to pages that are Writing, and says
+// how many got one before it was full.
+func (r *Region) takePlaces(first, n uint64) (k uint64) {
+	for k < n && r.d.takePlace(first+k) {
+		k++
+	}
+	return k
 }
 
 func writeIODone(op *aio.Op) {
@@ -365,6 +381,9 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 			r.d.written(first+i, uint64(r.Len()))
 		}
 	} else {
+		for i := range uint64(n) {
+			r.d.losePlace(first + i)
+		}
 		p.stats.writeErrors.Add(1)
 		p.flush.failed.Store(time.Now().UnixNano())
 		err = r.fault("write", first, err)
