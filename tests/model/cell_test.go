@@ -1,6 +1,7 @@
 package model
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"slices"
@@ -8,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uffdpager/uffdpager/pager"
 	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/store"
 	"github.com/uffdpager/uffdpager/tests/internal/fixture"
 )
 
@@ -30,8 +33,12 @@ func TestCell(t *testing.T) {
 	sp := pages(4*kib, 500, 96, 128, "file", "memory", "cached", "reader")(nil, true)
 	sp.engine = engine
 	sp.regions = append(sp.regions, regionSpec{kind: "memory", page: 64 * kib, size: 20 * 64 * kib})
-	if !slices.Contains(strings.Split(os.Getenv("UFFDPAGER_FEATURES"), ","), "-wp") { // which private regions need
-		sp.regions = append(sp.regions, regionSpec{kind: "file", page: 4 * kib, size: 300 * 4 * kib, private: true})
+	// Private and Atomic regions need write-protection, and say so.
+	private := regionSpec{kind: "file", page: 4 * kib, size: 300 * 4 * kib, private: true}
+	if slices.Contains(strings.Split(os.Getenv("UFFDPAGER_FEATURES"), ","), "-wp") {
+		refusesWithoutProtection(t)
+	} else {
+		sp.regions = append(sp.regions, private)
 	}
 	sp.least, sp.budget = 16*64*kib, 24*64*kib
 	w, err := newWorld(t.TempDir(), sp, seed)
@@ -43,4 +50,20 @@ func TestCell(t *testing.T) {
 		w.regions[0].Raw() == nil, s.Park)
 	w.allowHold()
 	w.run(t, 8, seed, 0, time.Now().Add(duration(time.Second, 20*time.Second)))
+}
+
+// refusesWithoutProtection: what cannot work without write-protection is
+// refused by Map, whatever else the cell has.
+func refusesWithoutProtection(t *testing.T) {
+	t.Helper()
+	p := fixture.Pager(t, pager.Options{Budget: 16 * 4 * kib})
+	for _, o := range []pager.RegionOptions{{Private: true}, {Durability: pager.Atomic}} {
+		s := fixture.OpenFile(t, fixture.File(t, 16*4*kib, 1), store.FileOptions{})
+		if r, err := p.Map(s, o); !errors.Is(err, pager.ErrNotSupported) {
+			t.Errorf("Map without write-protection, %+v: %v, want ErrNotSupported", o, err)
+			if err == nil {
+				r.Close()
+			}
+		}
+	}
 }
