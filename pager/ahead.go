@@ -65,11 +65,11 @@ func (j *aheadJob) frames() int64 { return int64(j.end-j.next) * j.r.fpp }
 
 // regionAhead is a region's side of prefetching.
 type regionAhead struct {
-	mu       sync.Mutex // serialises the policy
-	policy   prefetch.Policy
+	mu       sync.Mutex      // serialises the policy
+	policy   prefetch.Policy // never nil
 	normal   prefetch.Policy // while Advise(Sequential) has replaced policy
 	learner  prefetch.Learner
-	wants    bool
+	wants    atomic.Bool // the policy wants to see the bytes
 	plan     prefetch.Plan
 	told     prefetch.Feedback
 	issued   atomic.Int64
@@ -94,16 +94,15 @@ func (r *Region) setPolicy(pol prefetch.Policy) {
 	a := &r.ahead
 	a.policy = pol
 	a.learner, _ = pol.(prefetch.Learner)
-	if w, ok := pol.(prefetch.Wants); ok {
-		a.wants = w.WantsData()
-	}
+	w, ok := pol.(prefetch.Wants)
+	a.wants.Store(ok && w.WantsData())
 }
 
 // observe tells the policy of an event and queues what it plans. Somebody else
 // being told something right now is no reason to wait: he is left the event.
 func (r *Region) observe(ev prefetch.Event, wait bool) {
 	a := &r.ahead
-	if a.policy == nil || a.disabled.Load() {
+	if a.disabled.Load() {
 		return
 	}
 	if wait {
@@ -212,7 +211,7 @@ func (r *Region) cool(run prefetch.Run) {
 
 // predict tells the policy of the misses in b and adds what it plans to b.
 func (p *Pager) predict(r *Region, b *batch) {
-	if r.ahead.policy == nil || r.ahead.disabled.Load() {
+	if r.ahead.disabled.Load() {
 		return
 	}
 	for _, l := range b.loads {
@@ -255,7 +254,7 @@ func (r *Region) lateTouch(page uint64) {
 // arrived shows the policy the bytes of a finished load, which is still in its
 // buffer.
 func (r *Region) arrived(l *load) {
-	if !r.ahead.wants || l.op.Err != nil || l.op.Buf == nil {
+	if !r.ahead.wants.Load() || l.op.Err != nil || l.op.Buf == nil {
 		return
 	}
 	for i := range l.gens {

@@ -4,8 +4,10 @@ package pager
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
@@ -211,4 +213,33 @@ func TestNeighboursLeaveAsOneRange(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Advise changes the policy under those who read. (It is the race detector that
+// notices what goes wrong here.)
+func TestAdviseAmongReaders(t *testing.T) {
+	name, _ := stampFile(t, 64*FrameSize)
+	_, r := mapFile(t, name, Options{Budget: 32 * FrameSize}, RegionOptions{ReadOnly: true})
+	var wg sync.WaitGroup
+	var done atomic.Int32
+	for w := range int64(2) {
+		wg.Go(func() {
+			defer done.Add(1)
+			for i := range int64(600) {
+				if _, err := r.ReadAt(make([]byte, 1), (i+w*32)%64*FrameSize); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for done.Load() < 2 {
+		for _, a := range []Advice{Sequential, Normal} {
+			if err := r.Advise(0, 0, a); err != nil {
+				t.Error(err)
+			}
+		}
+		runtime.Gosched()
+	}
+	wg.Wait()
 }
