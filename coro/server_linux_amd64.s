@@ -31,8 +31,9 @@ DATA serverName<>+0(SB)/8, $"uffd-ser"
 DATA serverName<>+8(SB)/8, $"ver\x00\x00\x00\x00\x00"
 GLOBL serverName<>(SB), RODATA|NOPTR, $16
 
-// The first code of a fault server: no g, no frame above. It names the thread
-// and calls serve in Go's register convention.
+// The first code of a thread: no g, no frame above. It names the thread and
+// calls the function whose address is on top of its stack, in Go's register
+// convention.
 TEXT ·serverStart(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVQ	$15, DI		// PR_SET_NAME
 	LEAQ	serverName<>(SB), SI
@@ -40,7 +41,6 @@ TEXT ·serverStart(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	SYSCALL
 	XORL	R14, R14	// g
 	PXOR	X15, X15
-	MOVQ	·serveFn(SB), DX
-	MOVQ	(DX), CX
+	MOVQ	0(SP), CX
 	CALL	CX
-	INT	$3		// serve does not return
+	INT	$3		// it does not return

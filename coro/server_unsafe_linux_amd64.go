@@ -158,14 +158,12 @@ func serve() {
 const (
 	serverStack = 64 << 10
 	serverGuard = 4 << 10
+	serverTop   = 16      // of the stack: the address of the code to run
 	serverTLS   = 8 << 10 // zeros on both sides of the thread pointer: g, at a small offset from it, is nil
 
 	cloneFlags = syscall.CLONE_VM | syscall.CLONE_FS | syscall.CLONE_FILES | syscall.CLONE_SIGHAND |
 		syscall.CLONE_THREAD | syscall.CLONE_SYSVSEM | syscall.CLONE_SETTLS
 )
-
-// serveFn is what a new thread calls: through a variable, see serverStart.
-var serveFn = serve
 
 // Defined in server_linux_amd64.s.
 func cloneServer(flags, stack, tls uintptr) (tid, errno uintptr)
@@ -182,21 +180,33 @@ func StartServers(n int) error {
 	serverMu.Lock()
 	defer serverMu.Unlock()
 	for nServers < min(n, maxServers) {
-		mem, err := syscall.Mmap(-1, 0, serverGuard+serverStack+serverTLS, syscall.PROT_READ|syscall.PROT_WRITE,
-			syscall.MAP_PRIVATE|syscall.MAP_ANON)
-		if err != nil {
-			return fmt.Errorf("coro: stack of the fault server: %w", err)
-		}
-		if err := syscall.Mprotect(mem[:serverGuard], syscall.PROT_NONE); err != nil {
-			syscall.Munmap(mem)
-			return fmt.Errorf("coro: guard page of the fault server: %w", err)
-		}
-		base := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
-		if errno := startServer(base+serverGuard+serverStack, base+serverGuard+serverStack+serverTLS/2); errno != 0 {
-			syscall.Munmap(mem)
-			return fmt.Errorf("coro: clone of the fault server: %w", syscall.Errno(errno))
+		if err := StartThread(serve); err != nil {
+			return err
 		}
 		nServers++
+	}
+	return nil
+}
+
+// StartThread runs fn, a top-level function that never returns and keeps the
+// rules of package bare, on a thread of the kind of a fault server. It lives as
+// long as the process.
+func StartThread(fn func()) error {
+	mem, err := syscall.Mmap(-1, 0, serverGuard+serverStack+serverTLS, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	if err != nil {
+		return fmt.Errorf("coro: stack of a thread: %w", err)
+	}
+	if err := syscall.Mprotect(mem[:serverGuard], syscall.PROT_NONE); err != nil {
+		syscall.Munmap(mem)
+		return fmt.Errorf("coro: guard page of a thread: %w", err)
+	}
+	// What it calls lies on top of its stack: the address of a constant.
+	*(*uintptr)(unsafe.Pointer(&mem[serverGuard+serverStack-serverTop])) = **(**uintptr)(unsafe.Pointer(&fn))
+	base := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+	if errno := startServer(base+serverGuard+serverStack-serverTop, base+serverGuard+serverStack+serverTLS/2); errno != 0 {
+		syscall.Munmap(mem)
+		return fmt.Errorf("coro: clone: %w", syscall.Errno(errno))
 	}
 	return nil
 }

@@ -17,6 +17,9 @@ func AddArena(c ArenaConfig) error { return ErrNotSupported }
 // StartServers returns ErrNotSupported: there are no faults to serve.
 func StartServers(n int) error { return ErrNotSupported }
 
+// StartThread returns ErrNotSupported: there is no code without a P.
+func StartThread(fn func()) error { return ErrNotSupported }
+
 // CopyOut copies n bytes from src to dst, which must not overlap. Without a
 // trap there is nothing to land on: left is 0, and a fault is a Go fault.
 func CopyOut(dst, src unsafe.Pointer, n uintptr) (left, addr uintptr) {

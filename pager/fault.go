@@ -405,7 +405,7 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			if !bare.Cas64(pw, w, n) {
 				continue
 			}
-			return fillVia(d, pw, page, uint32(n>>32))
+			return fillVia(d, pw, page, uint32(n>>32), noticeLoaded)
 		}
 		if !d.words.takeFramesDownTo(d.framesPerPage(), 0) {
 			if !impatient(turn) {
@@ -440,7 +440,7 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			}
 			continue
 		}
-		return fillVia(d, pw, page, gen)
+		return fillVia(d, pw, page, gen, noticeLoaded)
 	}
 }
 
@@ -455,12 +455,13 @@ var (
 )
 
 // fillPage reads and maps a page in state Loading of generation gen, which is
-// the caller's.
+// the caller's: of a fault (noticeLoaded) or of a miss that was counted before
+// (noticeRescued).
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func fillPage(d *desc, pw *word, page uint64, gen uint32) (errno uintptr) {
+func fillPage(d *desc, pw *word, page uint64, gen uint32, notice uint64) (errno uintptr) {
 	i, mem := takeServerBuffer()
 	size := d.pageSize()
 	src, n, errno := fetchVia(d, page, mem)
@@ -479,11 +480,15 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32) (errno uintptr) {
 		if errno == 0 {
 			old, _ := setState(pw, stInstalling, stResident, flagWaited, 0)
 			giveServerBuffer(i)
-			add64((*int64)(unsafe.Pointer(&d.words.served)), 1)
-			add64((*int64)(unsafe.Pointer(&d.misses)), 1)
-			add64((*int64)(unsafe.Pointer(&d.words.srvRead)), int64(n))
+			if notice == noticeRescued {
+				bare.Add64(&d.words.rescued, 1)
+			} else {
+				add64((*int64)(unsafe.Pointer(&d.words.served)), 1)
+				add64((*int64)(unsafe.Pointer(&d.misses)), 1)
+				add64((*int64)(unsafe.Pointer(&d.words.srvRead)), int64(n))
+			}
 			low := load64(&d.words.free) < load64(&d.words.lowWater)
-			d.words.notify(noticeLoaded, d.index, page, old&flagWaited != 0 || low || bare.Load32(&d.flags)&descNotices != 0)
+			d.words.notify(notice, d.index, page, old&flagWaited != 0 || low || bare.Load32(&d.flags)&descNotices != 0)
 			return 0
 		}
 		setState(pw, stInstalling, stLoading, 0, 0)

@@ -24,7 +24,7 @@ import (
 //	watch        looks for wedges; on its own, for a hook may hold the others up
 //	parker       one for the process: starts the reads of parked goroutines
 //
-// Their number does not grow with anything. None of them touches the memory of
+// and one thread that is no goroutine, the rescuer: see rescue.go. Their number does not grow with anything. None of them touches the memory of
 // a region.
 
 func now() time.Time { return time.Now() }
@@ -148,14 +148,16 @@ func (p *Pager) notice(v uint64) {
 	defer r.leave()
 	p.transition()
 	switch v >> 60 {
-	case noticeLoaded:
+	case noticeLoaded, noticeRescued:
 		p.evictMu.Lock()
 		if _, w := d.look(page); present(w) {
 			r.domain.policy.Install(pageKey(d, page), evict.Demand)
 		}
 		p.evictMu.Unlock()
 		p.settle(r, page)
-		r.observe(prefetch.Event{Kind: prefetch.Miss, Page: int64(page)}, true)
+		if v>>60 == noticeLoaded {
+			r.observe(prefetch.Event{Kind: prefetch.Miss, Page: int64(page)}, true)
+		}
 		p.pumpNow()
 	case noticeFailed:
 		p.settleFailed(r, page)

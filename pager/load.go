@@ -45,6 +45,7 @@ type load struct {
 	begun  time.Time
 	buf    *buffer
 	tries  uint32 // that were repeated, see retry.go
+	seat   uint64 // where the rescuer finds it, 0: nowhere
 }
 
 var loadPool = sync.Pool{New: func() any { return new(load) }}
@@ -85,6 +86,9 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 		n := uint64(len(l.gens))
 		if l.r == r && l.kind == kind && l.from == from && l.first+n == page && l.at+int64(n<<r.shift) == at && (n+1)<<r.shift <= maxRun {
 			l.gens = append(l.gens, gen)
+			if kind == demand {
+				l.sit()
+			}
 			return
 		}
 	}
@@ -97,6 +101,9 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 	l.r, l.first, l.kind, l.from, l.at = r, page, kind, from, at
 	l.stored = bare.Load64(&r.d.stored)
 	l.gens = append(l.gens, gen)
+	if kind == demand {
+		l.sit()
+	}
 	b.loads = append(b.loads, l)
 }
 
@@ -105,6 +112,9 @@ func (p *Pager) submit(b *batch) {
 	for _, l := range b.loads {
 		l.begun = time.Now()
 		p.launch(l, b)
+	}
+	if b.misses() {
+		rescueLater()
 	}
 	lead := b.misses() && p.lead()
 	p.flushBatch(b)
@@ -287,6 +297,7 @@ func (p *Pager) landed(l *load) {
 	if l.kind == ahead {
 		p.aheadLoads.Add(-1)
 	}
+	l.rise()
 	*l = load{gens: l.gens[:0]} // the memory of a long run is used again
 	loadPool.Put(l)
 	bufs.put(buf)
@@ -319,6 +330,7 @@ func (p *Pager) readSingly(l *load, err error) {
 			s.r, s.first, s.kind, s.begun, s.stored = r, page, demand, l.begun, l.stored
 			s.from, s.at = r.sourceOf(page)
 			s.gens = append(s.gens, gen)
+			s.sit()
 			b.loads = append(b.loads, s)
 			continue
 		}
@@ -347,6 +359,8 @@ func (p *Pager) readAnew(l *load) {
 		s.gens = append(s.gens, gen)
 		if s.kind == ahead {
 			p.aheadLoads.Add(1)
+		} else {
+			s.sit()
 		}
 		b.loads = append(b.loads, s)
 	}

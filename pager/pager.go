@@ -159,6 +159,11 @@ func New(o Options) (*Pager, error) {
 	if sp.rawErr != nil {
 		p.degraded("no raw access: " + sp.rawErr.Error())
 	}
+	if sp.rawErr == nil {
+		startRescuer(p.log)
+		p.w.ring, p.w.inflight = aio.RingOf(engine), (*uint32)(unsafe.Pointer(&p.inflight))
+		p.rescueFrom()
+	}
 	setPatience()
 	p.stopWatch = make(chan struct{})
 	if o.WedgeLimit > 0 {
@@ -198,6 +203,7 @@ func (p *Pager) Close() error {
 	p.stop.Store(true)
 	close(p.stopWatch)
 	p.rouse()
+	p.rescueNoMore()
 	errs = append(errs, p.engine.Close())
 	p.wg.Wait()
 	errs = append(errs, p.wakeFile.Close())
@@ -254,6 +260,7 @@ func (p *Pager) Stats() Stats {
 		Checkpoints:  c.checkpoints.Load(),
 		Evictions:    c.evictions.Load() + load64((*int64)(unsafe.Pointer(&p.w.stolen))),
 		EvictBatches: c.evictBatches.Load(),
+		Rescued:      int64(atomic.LoadUint64(&p.w.rescued)),
 		Stolen:       load64((*int64)(unsafe.Pointer(&p.w.stolen))),
 		ParkMode:     p.opt.Park,
 		Wedged:       p.wedges.snapshot(),

@@ -29,6 +29,7 @@ type Stats struct {
 	Reads      int64 // read I/Os
 	ReadBytes  int64
 	ReadErrors int64
+	Rescued    int64 // pages that were read once more and mapped because no goroutine got a P to do it; in none of the above
 
 	// Writing.
 	Writes       int64 // write I/Os
@@ -87,6 +88,7 @@ func (s Stats) String() string {
 	row("reads", s.Reads, "I/Os")
 	row("read", s.ReadBytes, "bytes")
 	row("read errors", s.ReadErrors, "")
+	row("rescued", s.Rescued, "pages")
 	row("writes", s.Writes, "I/Os")
 	row("written", s.WrittenBytes, "bytes")
 	row("writebacks", s.Writebacks, "pages")

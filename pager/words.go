@@ -53,6 +53,8 @@ type pagerWords struct {
 	wakeFD     int32
 	lowWater   int64 // frames: below, the housekeeper evicts
 	notices    [noticeSlots]uint64
+
+	rescueWords
 }
 
 // Notices: kind | descriptor | page.
@@ -60,6 +62,7 @@ const (
 	noticeLoaded  = 1 + iota // the server made the page Resident
 	noticeFailed             // the server failed to read a page that has waiters
 	noticeWritten            // the server wrote a dirty page
+	noticeRescued            // the rescuer made a page Resident whose miss was told already
 )
 
 const (

@@ -25,11 +25,11 @@ import (
 )
 
 // TestMissesAmongSpinners has 64 goroutines that only compute at GOMAXPROCS=2.
-// Whoever waits for anything then waits for the scheduler, and a miss must not
-// cost more turns than a read from a pipe does. Another process writes to the
-// pipe and looks at this one's page table, for within this one nothing runs in
-// time. When the page itself comes is reported: it is not within 20 ms, since
-// the goroutine that takes completions has to wait for its turn as well.
+// Whoever waits for anything then waits for the scheduler, the goroutine that
+// takes completions included. The page must be there within 20 ms all the same,
+// and a miss must not cost more turns than a read from a pipe does. Another
+// process writes to the pipe and looks at this one's page table, for within this
+// one nothing runs in time.
 func TestMissesAmongSpinners(t *testing.T) {
 	if os.Getenv(observerEnv) != "" {
 		observe()
@@ -50,17 +50,18 @@ func TestMissesAmongSpinners(t *testing.T) {
 			}
 		}
 	}
-	for i, way := range []string{"Bytes", "Acquire", "ReadAt"} {
-		if i > 0 && !fixture.Torture() {
-			break
+	for _, way := range []string{"Bytes", "Acquire", "ReadAt"} {
+		if way == "ReadAt" && !fixture.Torture() {
+			break // as Acquire
 		}
 		t.Run(way, func(t *testing.T) { spinners(t, way) })
 	}
 }
 
 const (
-	observerEnv = "UFFDPAGER_TEST_OBSERVER"
-	spinRounds  = 15
+	observerEnv   = "UFFDPAGER_TEST_OBSERVER"
+	spinRounds    = 9
+	installWithin = 20 * time.Millisecond
 )
 
 func monotonic() time.Duration {
@@ -170,7 +171,7 @@ func spinners(t *testing.T, way string) {
 	if err := watch.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if len(installed) != spinRounds || len(piped) < 5 {
+	if len(installed) != spinRounds || len(piped) < 3 {
 		t.Fatalf("%d of %d pages were seen to come, and the pipe was read %d times", len(installed), spinRounds, len(piped))
 	}
 	median := func(d []time.Duration) time.Duration {
@@ -182,7 +183,10 @@ func spinners(t *testing.T, way string) {
 		t.Error("not every miss was seen")
 	}
 	in, wake, pp := median(installed), median(woken[:]), median(piped)
-	t.Logf("%s: installed after %v, goroutine runs after %v; pipe reader after %v (%d)", way, in, wake, pp, len(piped))
+	t.Logf("%s: installed after %v, goroutine runs after %v; pipe reader after %v (%d); %d pages rescued", way, in, wake, pp, len(piped), p.Stats().Rescued)
+	if in > installWithin {
+		t.Errorf("a page is there %v after the miss", in)
+	}
 	if float64(wake) > 1.2*float64(pp) {
 		t.Errorf("a goroutine that missed runs after %v, %.2f of a pipe reader's %v", wake, float64(wake)/float64(pp), pp)
 	}

@@ -240,6 +240,30 @@ var table = []mutation{
 		pkg:   "tests/liveness", test: "TestOneReadForManyWaiters", hang: true,
 	},
 	{
+		name:  "no-rescue",
+		what:  "a page whose read is done waits for a goroutine that gets a P",
+		edits: []edit{{"pager/rescue.go", "\t\t\trescueVia(w, v)\n", ""}},
+		pkg:   "tests/liveness", test: "TestMissesAmongSpinners",
+	},
+	{
+		name:  "rescue-tells-nobody",
+		what:  "who waits for a page that was rescued is not told of it",
+		edits: []edit{{"pager/housekeep.go", "case noticeLoaded, noticeRescued:", "case noticeLoaded:"}},
+		pkg:   "pager", test: "TestRescue", hang: true,
+	},
+	{
+		name:  "rescue-of-slow-reads",
+		what:  "pages are read a second time although the store is just slow",
+		edits: []edit{{"pager/rescue.go", "if waits && w.waited != 0 && w.head == head {", "if true {"}},
+		pkg:   "pager", test: "TestNoRescue", quick: true,
+	},
+	{
+		name:  "rescue-past-the-hooks",
+		what:  "a page that Verify must see is loaded by a thread that cannot call it",
+		edits: []edit{{"pager/rescue.go", "bare.Load32(&d.flags)&descRaw != 0 && page < end", "page < end"}},
+		pkg:   "pager", test: "TestNoRescue/a_hook",
+	},
+	{
 		name:  "close-ignores-pins",
 		what:  "Close takes away memory that is pinned",
 		edits: []edit{{"pager/region.go", "\t\tp.dropHolds(0)\n\t\treturn !r.pinned()\n", "\t\tp.dropHolds(0)\n\t\treturn true\n"}, {"pager/region.go", "_, w = r.d.look(page)\n\t\t\tif w&stateMask == stResident && w&pinMask == 0 {", "_, w = r.d.look(page)\n\t\t\tif w&stateMask == stResident {"}},

@@ -1,0 +1,296 @@
+//go:build linux
+
+package pager
+
+import (
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/aio"
+)
+
+// Loads that nobody takes
+//
+// Completions are taken from the ring by goroutines, and those need a P. Where
+// every P is with goroutines that compute, the reaper has its turn after all of
+// them: with 64 at GOMAXPROCS=2 most of a second later. The page need not wait
+// for that. The rescuer, one thread of the process that the Go runtime does not
+// know, looks every few milliseconds, while reads are under way, at the ring of
+// each pager; when completions have been waiting there from one look to the next
+// and nobody has taken any, it loads the pages that somebody waits for itself.
+// They are mapped then, although their goroutines still wait for a P.
+//
+//	miss ── seat, timer ──▶ read ──▶ ring ──▶ reaper: waits for a P ──────▶ lost: settle
+//	            │ 7 ms                 ▲ looks, takes nothing
+//	            └──▶ rescuer ──────────┴── 4 ms ──▶ take over, read, map ──▶ notice
+//
+// Who may do what is settled elsewhere, and nothing is added to it:
+//
+//   - The completion stays the reaper's. The rescuer reads the page anew, which
+//     costs one more read, but needs no say over the ring, over buffers or over
+//     loads, all of which are guarded by locks that a goroutine without a P may
+//     hold at this very moment.
+//   - The page is taken over as a fault server does it (state.go): generation+1
+//     by one compare-and-swap, so that of the reaper, a fault server and the
+//     rescuer one maps it; the others find that it is not theirs any more.
+//   - The frame, the pins and the waiters come with the word. Waiters are told by
+//     the housekeeper (noticeRescued) or by the reaper when it finds its load
+//     lost, whoever comes first.
+//   - If the page cannot be read, the housekeeper reads it once more in the
+//     ordinary way and tells its waiters what comes of that.
+//   - A region does not close while it is in desc.users, nor a pager, with its
+//     ring, while it is in rescuer.at (a hazard pointer).
+//
+// A store that is merely slow is left alone: then the ring is empty, or
+// completions are being taken. That is also why there is no rescue on an engine
+// without a ring, nor of a page that takes Go code to fill.
+//
+// While reads come faster than rescueFirst, this costs a miss two atomic
+// operations for its seat; otherwise one timerfd_settime in addition. No thread
+// is woken for a miss.
+const (
+	rescueFirst = int64(7 * time.Millisecond) // after a miss, and between looks
+	rescueAgain = int64(4 * time.Millisecond) // when completions are waiting
+
+	maxRescued = 256 // pagers that are looked at
+
+	seatCount    = 1024
+	seatRunBits  = 8
+	seatPageBits = noticePageBits
+)
+
+var _ = [1]struct{}{}[maxRun>>frameShift-1<<seatRunBits] // a run fits its bits
+var _ = [1]struct{}{}[maxDescs-1<<(64-seatRunBits-seatPageBits)]
+
+// rescuer is the thread's. pagers are the addresses of their words.
+var rescuer = struct {
+	armed  uint32 // 1: the timer runs, or the thread is looking; or there is none
+	timer  int32
+	at     uint64 // the pager that is being looked at
+	pagers [maxRescued]uint64
+
+	once sync.Once
+	mu   sync.Mutex // of the list, for ordinary code
+}{armed: 1}
+
+// rescueWords are the part of pagerWords that is the rescuer's.
+type rescueWords struct {
+	ring     aio.Ring
+	inflight *uint32           // Pager.inflight
+	seatNext uint64            // seats taken so far
+	seats    [seatCount]uint64 // demand loads: descriptor | first page | pages-1; see load.sit
+	rescued  uint64            // pages
+	_        [64]byte          // from here on the thread's own
+
+	waited uint32 // at the last look there were completions waiting …
+	head   uint32 // … behind so many
+	upTo   uint64 // seats taken then
+}
+
+// startRescuer starts the thread, once. Without it pages come when there is a P.
+func startRescuer(log *zap.Logger) {
+	rescuer.once.Do(func() {
+		fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC)
+		if err == nil {
+			rescuer.timer = int32(fd)
+			if err = coro.StartThread(rescue); err != nil {
+				unix.Close(fd)
+			}
+		}
+		if err != nil {
+			log.Info("pages whose reads are done wait for a P to be mapped", zap.Error(err))
+			return
+		}
+		bare.Store32(&rescuer.armed, 0)
+	})
+}
+
+// rescueFrom has the rescuer look at p, if there is room on its list.
+func (p *Pager) rescueFrom() {
+	rescuer.mu.Lock()
+	defer rescuer.mu.Unlock()
+	for i := range rescuer.pagers {
+		if bare.Load64(&rescuer.pagers[i]) == 0 {
+			bare.Store64(&rescuer.pagers[i], uint64(uintptr(unsafe.Pointer(p.w))))
+			return
+		}
+	}
+}
+
+// rescueNoMore returns when the rescuer does not look at p any more.
+func (p *Pager) rescueNoMore() {
+	self := uint64(uintptr(unsafe.Pointer(p.w)))
+	rescuer.mu.Lock()
+	for i := range rescuer.pagers {
+		bare.Cas64(&rescuer.pagers[i], self, 0)
+	}
+	rescuer.mu.Unlock()
+	p.drain(func() bool { return bare.Load64(&rescuer.at) != self })
+}
+
+// sit notes a demand load where the rescuer finds it. Seats are given out in a
+// circle: a load that is overtaken by seatCount others just loses its own.
+func (l *load) sit() {
+	w := l.r.p.w
+	if l.seat == 0 {
+		l.seat = bare.Add64(&w.seatNext, 1)
+	}
+	bare.Store64(&w.seats[l.seat%seatCount], l.seatWord())
+}
+
+// rise gives the seat back.
+func (l *load) rise() {
+	if l.seat != 0 {
+		bare.Cas64(&l.r.p.w.seats[l.seat%seatCount], l.seatWord(), 0)
+	}
+}
+
+func (l *load) seatWord() uint64 {
+	return uint64(l.r.d.index)<<(seatRunBits+seatPageBits) | l.first<<seatRunBits | uint64(len(l.gens)-1)
+}
+
+// rescueLater has the rescuer look if what is about to be read is not there
+// soon. (It is nosplit so that whoever has set the flag is not preempted before
+// he has set the timer.)
+//
+//go:nosplit
+//go:norace
+func rescueLater() {
+	if bare.Load32(&rescuer.armed) == 0 && bare.Cas32(&rescuer.armed, 0, 1) {
+		bare.Syscall(unix.SYS_TIMERFD_SETTIME, uintptr(rescuer.timer), 0, uintptr(unsafe.Pointer(&rescueTime)), 0, 0, 0)
+	}
+}
+
+var rescueTime = [4]int64{3: rescueFirst} // an itimerspec: once
+
+// Called through variables: see cleanVia.
+var (
+	lookVia   = (*pagerWords).look
+	rescueVia = rescueLoad
+)
+
+// rescue is the thread's life.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func rescue() {
+	for {
+		bare.Syscall(syscall.SYS_READ, uintptr(rescuer.timer), uintptr(unsafe.Pointer(&rescueTicks)), 8, 0, 0, 0)
+		for {
+			state := lookAround()
+			if state == ringIdle {
+				// A miss that saw the flag before it was cleared is seen now.
+				bare.Store32(&rescuer.armed, 0)
+				if lookAround() == ringIdle || !bare.Cas32(&rescuer.armed, 0, 1) {
+					break
+				}
+				continue
+			}
+			pause := rescueFirst
+			if state == ringWaits {
+				pause = rescueAgain
+			}
+			bare.FutexWait(&napWord, 0, pause)
+		}
+	}
+}
+
+var rescueTicks uint64 // what the timer says, which nobody needs
+
+const (
+	ringIdle  = iota // nothing is under way
+	ringBusy         // reads are
+	ringWaits        // completions wait to be taken
+)
+
+// lookAround looks at every pager. The result is the most urgent state.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func lookAround() (state int) {
+	for i := uintptr(0); i < maxRescued; i++ {
+		slot := (*uint64)(unsafe.Add(unsafe.Pointer(&rescuer.pagers), i*8))
+		a := bare.Load64(slot)
+		if a == 0 {
+			continue
+		}
+		bare.Store64(&rescuer.at, a)
+		if bare.Load64(slot) == a { // else it may be closed already
+			state = max(state, lookVia((*pagerWords)(bare.Ptr(uintptr(a)))))
+		}
+		bare.Store64(&rescuer.at, 0)
+	}
+	return state
+}
+
+// look looks at one pager, and rescues its loads if nobody has taken a
+// completion since the last look although there was one.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) look() int {
+	now := bare.Load64(&w.seatNext)
+	head, waits := w.ring.Look()
+	if waits && w.waited != 0 && w.head == head {
+		// Oldest first, those that sat there at the last look.
+		at := uint64(1)
+		if now > seatCount {
+			at = now - seatCount + 1
+		}
+		for ; at <= w.upTo; at++ {
+			v := bare.Load64((*uint64)(unsafe.Add(unsafe.Pointer(&w.seats), at%seatCount*8)))
+			if v == 0 {
+				continue
+			}
+			rescueVia(w, v)
+			if h, more := w.ring.Look(); !more || h != head {
+				break // somebody takes them after all
+			}
+		}
+	}
+	w.head, w.upTo, w.waited = head, now, 0
+	if waits {
+		w.waited = 1
+		return ringWaits
+	}
+	if bare.Load32(w.inflight) != 0 {
+		return ringBusy
+	}
+	return ringIdle
+}
+
+// rescueLoad loads the pages of a seat that are still on their way and that
+// somebody waits for.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func rescueLoad(w *pagerWords, seat uint64) {
+	d := enterDesc(uint32(seat>>(seatRunBits+seatPageBits)), w)
+	if d == nil {
+		return
+	}
+	page := seat >> seatRunBits & (1<<seatPageBits - 1)
+	end := page + seat&(1<<seatRunBits-1) + 1
+	for ; bare.Load32(&d.flags)&descRaw != 0 && page < end && page < d.pages && !d.past(page); page++ {
+		pw, v := d.look(page)
+		if pw == nil || v&stateMask != stLoading || v&flagWaited == 0 {
+			continue
+		}
+		n := v + genOne
+		if bare.Cas64(pw, v, n) {
+			fillVia(d, pw, page, uint32(n>>32), noticeRescued)
+		}
+	}
+	bare.Add32(&d.users, ^uint32(0))
+}

@@ -1,0 +1,232 @@
+//go:build linux
+
+package pager
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/prefetch"
+)
+
+// aRing is a ring whose completions wait or are taken as the test says.
+type aRing struct{ head, tail uint32 }
+
+func (a *aRing) ring() aio.Ring { return aio.Ring{Head: &a.head, Tail: &a.tail} }
+
+// heldReads maps a memory store whose reads get their data and are not done,
+// with a ring of the test's. The rescuer does not look by itself.
+func heldReads(t *testing.T, o RegionOptions) (p *Pager, r *Region, s *store.Faulty, a *aRing) {
+	t.Helper()
+	m := store.NewMemory(64 * FrameSize)
+	k, _ := m.Kernel()
+	for i := range k.Mem {
+		k.Mem[i] = byte(i/FrameSize) + 1
+	}
+	s = store.NewFaulty(m, store.FaultyOptions{Kernel: true})
+	o.Prefetch = prefetch.None()
+	p, r = rawMap(t, Options{Budget: 32 * FrameSize}, s, o)
+	t.Cleanup(func() {
+		s.Release()
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	p.rescueNoMore()
+	a = new(aRing)
+	p.w.ring, p.w.inflight = a.ring(), new(uint32)
+	s.HoldDone(store.OnRead)
+	return p, r, s, a
+}
+
+// A page whose read nobody takes is mapped by the rescuer; who waits for it is
+// told, and the read finds when it comes back that the page is not its own.
+func TestRescue(t *testing.T) {
+	p, r, s, a := heldReads(t, RegionOptions{})
+	if r.Raw() != nil {
+		t.Skip("only what the fault server can fill: ", r.Raw())
+	}
+	type result struct {
+		pin Pin
+		err error
+	}
+	got := make(chan result)
+	go func() {
+		pin, err := r.Acquire(context.Background(), 3*FrameSize, 2*FrameSize)
+		got <- result{pin, err}
+	}()
+	eventually(t, "the read holds its data", func() bool { return s.Counts().Held == 1 })
+	a.tail = 5
+	p.w.look()
+	if n, _ := r.Residency(3*FrameSize, 2*FrameSize); n != 0 {
+		t.Fatal("rescued at the first look: it may have been done this very moment")
+	}
+	p.w.look()
+	if n, _ := r.Residency(3*FrameSize, 2*FrameSize); n != 2*FrameSize {
+		t.Fatalf("%d bytes of two pages are there after the second look", n)
+	}
+	res := <-got // the housekeeper has told it: the read is still held
+	if res.err != nil {
+		t.Fatal(res.err)
+	}
+	for i, b := range []byte{4, 5} {
+		if page := res.pin.Bytes()[i*FrameSize:][:FrameSize]; !bytes.Equal(page, bytes.Repeat([]byte{b}, FrameSize)) {
+			t.Errorf("page %d reads as % x…, want %d", 3+i, page[:4], b)
+		}
+	}
+	st := p.Stats()
+	if st.Rescued != 2 || st.Misses != 2 || st.Reads != 0 || st.Resident != 2*FrameSize || st.Pinned != 2*FrameSize {
+		t.Errorf("%d rescued, %d misses, %d reads, %d resident, %d pinned", st.Rescued, st.Misses, st.Reads, st.Resident, st.Pinned)
+	}
+	s.Release()
+	eventually(t, "the read has ended", func() bool { return p.inflight.Load() == 0 })
+	res.pin.Release()
+	if st := p.Stats(); st.Reads != 1 || st.Resident != 2*FrameSize || st.Pinned != 0 {
+		t.Errorf("after its read: %d reads, %d resident, %d pinned", st.Reads, st.Resident, st.Pinned)
+	}
+	for i := range p.w.seats {
+		if p.w.seats[i] != 0 {
+			t.Error("a load has left its seat taken")
+		}
+	}
+}
+
+// A store that is slow is left alone, and so is a page that only Go can fill,
+// or that nobody waits for.
+func TestNoRescue(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		o    RegionOptions
+		wait bool
+		look func(p *Pager, a *aRing)
+	}{
+		{"the ring is empty", RegionOptions{}, true, func(p *Pager, a *aRing) { p.w.look() }},
+		{"completions are taken", RegionOptions{}, true, func(p *Pager, a *aRing) {
+			a.head, a.tail = a.head+1, a.tail+1
+			if a.head == a.tail {
+				a.tail++
+			}
+			p.w.look()
+		}},
+		{"nobody waits", RegionOptions{}, false, func(p *Pager, a *aRing) { a.tail = 1; p.w.look() }},
+		{"a hook", RegionOptions{Verify: func(int64, []byte) error { return nil }}, true, func(p *Pager, a *aRing) { a.tail = 1; p.w.look() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, r, s, a := heldReads(t, tt.o)
+			if tt.wait {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					if _, err := r.ReadAt(make([]byte, 1), 0); err != nil {
+						t.Error(err)
+					}
+				}()
+				defer func() { s.Release(); <-done }()
+			} else if _, ok := r.TryAcquire(0, 1); ok {
+				t.Fatal("resident before it was read")
+			}
+			eventually(t, "the read holds its data", func() bool { return s.Counts().Held == 1 })
+			for range 5 {
+				tt.look(p, a)
+			}
+			if n, _ := r.Residency(0, FrameSize); n != 0 || p.Stats().Rescued != 0 {
+				t.Errorf("%d bytes are there, %d pages were rescued", n, p.Stats().Rescued)
+			}
+			time.Sleep(time.Millisecond)
+			if n := s.Counts().Reads; n != 1 {
+				t.Errorf("read %d times", n)
+			}
+		})
+	}
+}
+
+// The rescuer, told all the time that nobody takes completions, races with those
+// who do, with eviction, writers and Close.
+func TestRescueAmongAll(t *testing.T) {
+	if coro.Supported() != nil {
+		t.Skip("no thread without a P here")
+	}
+	rescued := int64(0)
+	for round := range 4 {
+		const pages = 200
+		s := store.NewFaulty(store.NewMemory(pages*FrameSize), store.FaultyOptions{Kernel: true, Latency: 3 * time.Millisecond, Jitter: 6 * time.Millisecond, Seed: uint64(round)})
+		p, r := rawMap(t, Options{Budget: 64 * FrameSize}, s, RegionOptions{})
+		if r.Raw() != nil {
+			t.Skip("only what the fault server can fill: ", r.Raw())
+		}
+		p.rescueNoMore()
+		a := &aRing{tail: 1}
+		p.w.ring = a.ring()
+		p.rescueFrom()
+		var next [pages]atomic.Uint64 // what a page says is never less
+		var wg sync.WaitGroup
+		end := time.Now().Add(400 * time.Millisecond)
+		for w := range 16 {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(uint64(round), uint64(w)))
+				b := make([]byte, 8)
+				for time.Now().Before(end) {
+					// One writer for each page, so that what it says only grows.
+					page := rng.IntN(pages/16)*16 + w
+					if page >= pages || rng.IntN(3) > 0 {
+						page = rng.IntN(pages)
+						least := next[page].Load()
+						if _, err := r.ReadAt(b, int64(page)*FrameSize); err != nil {
+							t.Error(err)
+							return
+						}
+						if v := binary.NativeEndian.Uint64(b); v < least {
+							t.Errorf("page %d says %d after %d", page, v, least)
+						}
+						continue
+					}
+					v := next[page].Load() + 1
+					binary.NativeEndian.PutUint64(b, v)
+					if _, err := r.WriteAt(b, int64(page)*FrameSize); err != nil {
+						t.Error(err)
+						return
+					}
+					next[page].Store(v)
+				}
+			})
+		}
+		wg.Wait()
+		// Close comes while some are waiting.
+		for w := range 16 {
+			wg.Go(func() {
+				for i := range 8 {
+					if _, err := r.ReadAt(make([]byte, 1), int64((i*16+w)%pages)*FrameSize); err != nil && !errors.Is(err, ErrClosed) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		time.Sleep(2 * time.Millisecond)
+		st := p.Stats()
+		if st.Resident > st.Budget || st.PeakResident > st.Budget {
+			t.Errorf("%d resident (at most %d) of a budget of %d", st.Resident, st.PeakResident, st.Budget)
+		}
+		rescued += st.Rescued
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if load64(&p.w.free) != 64 {
+			t.Errorf("%d of 64 frames are free after Close", load64(&p.w.free))
+		}
+	}
+	if rescued == 0 {
+		t.Error("nothing was rescued")
+	}
+	t.Logf("%d pages were rescued", rescued)
+}
