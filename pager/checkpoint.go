@@ -58,6 +58,13 @@ func (a *atomicState) poke() {
 	}
 }
 
+// pokeIfDue is poke without waking the keeper for nothing.
+func (a *atomicState) pokeIfDue() {
+	if n := a.needs(); n.slots || n.checkpoint {
+		a.poke()
+	}
+}
+
 // pokeJournals is for the fault server, which does not know whom it misses.
 func (p *Pager) pokeJournals() {
 	for _, r := range p.regionList() {
@@ -84,23 +91,36 @@ func (a *atomicState) lowSlots() int64 {
 	return min(max(int64(bare.Load32(&d.slotCount)/4), 64), int64(d.slotMost)/2)
 }
 
+// needed is what the keeper is for.
+type needed struct {
+	slots      bool // there are few free ones
+	checkpoint bool // half of the slots or of the ring is used, or the clock says so
+}
+
+func (a *atomicState) needs() needed {
+	d := a.r.d
+	used, ring := a.j.RingUsed()
+	committed := int64(bare.Load32(&d.slotCount)) - load64(&d.slotsFree) - load64(&d.slotsLoose)
+	return needed{
+		slots:      load64(&d.slotsFree) < a.lowSlots(),
+		checkpoint: 2*committed >= int64(d.slotMost) || 2*used >= ring || a.due.Load(),
+	}
+}
+
 // lookAfter does what is due. It returns how long to wait before it tries again
 // after a failure.
 func (a *atomicState) lookAfter() time.Duration {
 	d := a.r.d
-	used, ring := a.j.RingUsed()
-	committed := int64(bare.Load32(&d.slotCount)) - load64(&d.slotsFree) - load64(&d.slotsLoose)
-	short := load64(&d.slotsFree) < a.lowSlots()
-	if !short && 2*committed < int64(d.slotMost) && 2*used < ring && !a.due.Load() {
+	n := a.needs()
+	if !n.slots && !n.checkpoint {
 		a.backoff = 0
 		return 0
 	}
 	var err error
-	if short && bare.Load32(&d.slotCount) < d.slotMost {
+	if n.slots && bare.Load32(&d.slotCount) < d.slotMost {
 		err = a.grow(context.Background())
 	}
-	if a.due.Swap(false) || 2*committed >= int64(d.slotMost) || 2*used >= ring || err != nil ||
-		load64(&d.slotsFree) < a.lowSlots() {
+	if a.due.Swap(false) || n.checkpoint || err != nil || load64(&d.slotsFree) < a.lowSlots() {
 		if e := a.checkpoint(context.Background()); e != nil {
 			a.due.Store(true)
 			err = e

@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/journal"
+	"github.com/uffdpager/uffdpager/pager/store"
 )
 
 // A commit
@@ -21,12 +23,13 @@ import (
 //	   ops told ◀─ Committed ◀─ flush ◀─ record and images written ◀────┘
 //
 // One commit of a region is under way at a time; those who ask meanwhile share
-// the next one. It runs on the region's committer goroutine (Pager.Commit: on
-// the caller's), which holds turn (committer.go). The pre-copy and the cut are
-// in cut.go.
+// the next one. It runs on the region's committer goroutine, or on that of a
+// caller who waits to the end in any case, which holds turn (committer.go). The
+// pre-copy and the cut are in cut.go.
 //
-// Images, and the record with their checksums, are on their way together; one
-// flush makes all durable. If anything fails before that, the images that are
+// Images, and the record with their checksums, are on their way together, the
+// last image and the record with one system call; whoever has waited for them
+// flushes, which makes all durable. If anything fails before that, the images that are
 // whole become Loose again, the pages of the others are Dirty again, and the
 // next commit takes them.
 
@@ -101,7 +104,7 @@ func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 		wg.Wait()
 		for i, c := range cuts {
 			c.tell(errs[i])
-			c.r.atomic.poke()
+			c.r.atomic.pokeIfDue()
 		}
 		return errs
 	}
@@ -122,15 +125,17 @@ func (c *cut) finish() error {
 		rec, err = c.record()
 	}
 	if err == nil {
-		err = r.transfer(rec.Ops...)
+		c.writes.Add(len(rec.Ops))
+		r.repeating(rec.Ops, c.writes.Done)
+		c.push(rec.Ops...)
 	}
-	c.images.Wait()
+	c.await()
 	if err == nil {
-		err = c.err
+		err = cmp.Or(failed(rec.Ops), c.err)
 	}
 	if err == nil {
 		r.p.stats.flushes.Add(1)
-		if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {
+		if err = r.flushSide(); err != nil {
 			err = a.flushFailed(err)
 		}
 	}
@@ -219,6 +224,15 @@ func (c *cut) tell(err error) {
 func (r *Region) transfer(ops ...*aio.Op) error {
 	var wg sync.WaitGroup
 	wg.Add(len(ops))
+	r.repeating(ops, wg.Done)
+	r.write.side.Start(r.p.engine, ops)
+	wg.Wait()
+	return failed(ops)
+}
+
+// repeating makes done be called when an op on the journal's store has ended and
+// need not be repeated.
+func (r *Region) repeating(ops []*aio.Op, done func()) {
 	for _, op := range ops {
 		var tries uint32
 		op.Done = func(op *aio.Op) {
@@ -226,12 +240,14 @@ func (r *Region) transfer(ops ...*aio.Op) error {
 				*op = aio.Op{Code: op.Code, Off: op.Off, Buf: op.Buf, Done: op.Done}
 				r.write.side.Start(r.p.engine, []*aio.Op{op})
 			}) {
-				wg.Done()
+				done()
 			}
 		}
 	}
-	r.write.side.Start(r.p.engine, ops)
-	wg.Wait()
+}
+
+// failed is the first error of ops that have ended.
+func failed(ops []*aio.Op) error {
 	for _, op := range ops {
 		if op.Err != nil {
 			return op.Err
@@ -241,6 +257,17 @@ func (r *Region) transfer(ops ...*aio.Op) error {
 		}
 	}
 	return nil
+}
+
+// flushSide makes durable what the journal has been written. A store that can
+// be flushed by a call is: the goroutine has to wait anyway, and an op would be
+// handed to a thread of the kernel, to the poller and to whoever reaps before it
+// came back.
+func (r *Region) flushSide() error {
+	if f, ok := r.write.side.(store.Flusher); ok {
+		return f.Flush()
+	}
+	return r.transfer(&aio.Op{Code: aio.Flush})
 }
 
 // flushError is the failed flush, which is kept.

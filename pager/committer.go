@@ -34,6 +34,7 @@ func (r *Region) Commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.atomic.begin(ctx.Done() == nil)
 	err = s.Wait(ctx)
 	if err != nil && err == ctx.Err() {
 		s.gone.Store(true)
@@ -41,7 +42,7 @@ func (r *Region) Commit(ctx context.Context) error {
 	return err
 }
 
-// commitOp starts an asynchronous commit.
+// commitOp makes the op of a commit, which begin begins.
 func (r *Region) commitOp(efd int) (*SyncOp, error) {
 	if r.closing.Load() {
 		return nil, ErrClosed
@@ -144,6 +145,23 @@ func (a *atomicState) request(s *SyncOp) {
 	a.mu.Lock()
 	a.waiting = append(a.waiting, s)
 	a.mu.Unlock()
+}
+
+// begin sees to it that what has been requested is committed. A caller who is
+// going to wait to the end, whatever happens, commits by himself if nobody else
+// is about it: that saves waking the committer, and being woken by it.
+func (a *atomicState) begin(wait bool) {
+	if wait {
+		select {
+		case a.turn <- struct{}{}:
+			if a.given() == nil {
+				a.r.p.commitTogether([]*Region{a.r}, a.given)
+			}
+			<-a.turn
+			return // who came meanwhile has woken the committer
+		default:
+		}
+	}
 	a.wakeUp()
 }
 

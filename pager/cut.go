@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/journal"
 )
 
@@ -27,8 +28,9 @@ type cut struct {
 	ops               []*SyncOp
 	length, minLength int64
 
-	images  sync.WaitGroup // their writes
-	running atomic.Int64   // frames of them
+	writes  sync.WaitGroup // of images, and of the record
+	running atomic.Int64   // frames of images
+	held    *aio.Op        // the last of them, which goes along with the record
 
 	mu      sync.Mutex
 	entries []journal.Entry
@@ -41,7 +43,7 @@ type cut struct {
 var errNoSlots = errors.New("no slots")
 
 func (c *cut) add(w *slotWrite) {
-	c.images.Add(1)
+	c.writes.Add(1)
 	c.running.Add(int64(len(w.pages)) * c.r.fpp)
 	c.mu.Lock()
 	for i, page := range w.pages {
@@ -67,7 +69,33 @@ func (c *cut) written(w *slotWrite, err error) {
 		}
 		c.mu.Unlock()
 	}
-	c.images.Done()
+	c.writes.Done()
+}
+
+// start starts a write of images, but for the latest one: that goes to the
+// device in one call with the record, which a commit of a few pages has ready a
+// moment later. await starts it in any case.
+func (c *cut) start(op *aio.Op) {
+	c.push()
+	c.held = op
+}
+
+// push starts what is held back, and more.
+func (c *cut) push(more ...*aio.Op) {
+	ops := more
+	if c.held != nil {
+		ops = append([]*aio.Op{c.held}, more...)
+		c.held = nil
+	}
+	if len(ops) > 0 {
+		c.r.write.side.Start(c.r.p.engine, ops)
+	}
+}
+
+// await waits for all writes of the cut.
+func (c *cut) await() {
+	c.push()
+	c.writes.Wait()
 }
 
 // waitWindow bounds the memory of the copies.
@@ -173,7 +201,7 @@ func (c *cut) takeLoose() {
 // undo takes the cut back.
 func (c *cut) undo() {
 	a := c.r.atomic
-	c.images.Wait()
+	c.await()
 	for i, e := range c.entries {
 		if _, gone := c.spoiled[e.Slot]; gone {
 			continue

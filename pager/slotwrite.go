@@ -181,6 +181,10 @@ func (w *slotWrite) start() {
 	w.op = aio.Op{Code: aio.Write, Off: r.atomic.j.SlotOffset(w.slot), Buf: w.buf.mem[:n<<r.shift], Done: slotWriteDone, Arg: w}
 	w.track = tracked{kind: WedgedWrite, r: r, off: int64(w.pages[0] << r.shift), n: int64(len(w.op.Buf))}
 	r.p.tracks.add(&w.track)
+	if w.cut != nil {
+		w.cut.start(&w.op)
+		return
+	}
 	ops := [1]*aio.Op{&w.op}
 	r.write.side.Start(r.p.engine, ops[:])
 }

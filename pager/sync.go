@@ -58,7 +58,11 @@ func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 		if off != 0 || n != r.Len() {
 			return nil, unsupported("an Atomic region is made durable as a whole")
 		}
-		return r.commitOp(efd)
+		s, err := r.commitOp(efd)
+		if err == nil {
+			r.atomic.begin(false)
+		}
+		return s, err
 	}
 	s, err := r.newSyncOp(efd)
 	if err != nil {

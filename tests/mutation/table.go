@@ -186,13 +186,13 @@ var table = []mutation{
 	{
 		name:  "commit-without-flush",
 		what:  "Commit is acknowledged before the journal is flushed",
-		edits: []edit{{"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {", "if err = error(nil); err != nil {"}},
+		edits: []edit{{"pager/commit.go", "if err = r.flushSide(); err != nil {", "if err = error(nil); err != nil {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss", quick: true,
 	},
 	{
 		name:  "commit-flushes-first",
 		what:  "the journal is flushed before the record of the commit is written",
-		edits: []edit{{"pager/commit.go", "err = r.transfer(rec.Ops...)\n\t}", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err == nil {\n\t\t\terr = r.transfer(rec.Ops...)\n\t\t}\n\t}"}, {"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {\n\t\t\terr = a.flushFailed(err)", "if err = error(nil); err != nil {\n\t\t\terr = a.flushFailed(err)"}},
+		edits: []edit{{"pager/commit.go", "\t\tc.push(rec.Ops...)\n", "\t\tc.push()\n\t\t_ = r.flushSide()\n\t\tc.push(rec.Ops...)\n"}, {"pager/commit.go", "if err = r.flushSide(); err != nil {", "if err = error(nil); err != nil {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
@@ -204,13 +204,13 @@ var table = []mutation{
 	{
 		name:  "acknowledge-before-flush",
 		what:  "a commit is acknowledged before its flush",
-		edits: []edit{{"pager/commit.go", "if err = r.transfer(&aio.Op{Code: aio.Flush}); err != nil {", "if err != nil {"}},
+		edits: []edit{{"pager/commit.go", "if err = r.flushSide(); err != nil {", "if err != nil {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
 		name:  "in-place-before-the-journal",
 		what:  "the images of a commit go in place before its record is durable",
-		edits: []edit{{"pager/commit.go", "\t\tr.p.stats.flushes.Add(1)\n\t\tif err = r.transfer(", "\t\t_, _ = a.j.Apply(context.Background(), r.store, journal.View([]journal.Commit{{Length: c.length, MinLength: c.minLength, Entries: c.entries}}, 1<<r.shift))\n\t\tif err = r.transfer("}},
+		edits: []edit{{"pager/commit.go", "\t\tr.p.stats.flushes.Add(1)\n\t\tif err = r.flushSide(", "\t\t_, _ = a.j.Apply(context.Background(), r.store, journal.View([]journal.Commit{{Length: c.length, MinLength: c.minLength, Entries: c.entries}}, 1<<r.shift))\n\t\tif err = r.flushSide("}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
