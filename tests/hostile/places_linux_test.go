@@ -147,30 +147,16 @@ func TestUnprivileged(t *testing.T) {
 // TestMemoryLimit works in a cgroup that would kill it if it took much more
 // than its budget.
 func TestMemoryLimit(t *testing.T) {
-	const root = "/sys/fs/cgroup/memory"
 	if !child.In(t) {
-		dir := filepath.Join(root, fmt.Sprintf("uffdpager-test-%d", os.Getpid()))
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Skipf("no cgroup (v1) to limit memory with: %v", err)
-		}
-		defer func() {
-			// The group empties when the child's last page has been uncharged.
-			fixture.Eventually(t, "the cgroup can be removed", func() bool { return os.Remove(dir) == nil })
-		}()
-		if err := os.WriteFile(filepath.Join(dir, "memory.limit_in_bytes"), []byte("100663296"), 0o644); err != nil {
-			t.Skipf("cannot limit memory: %v", err)
-		}
-		res := child.Run(t, child.Options{Env: []string{"UFFDPAGER_TEST_CGROUP=" + dir}, Deadline: 90 * time.Second})
+		group := fixture.NewMemoryGroup(t, 96<<20)
+		res := child.Run(t, child.Options{Env: []string{group.Env()}, Deadline: 90 * time.Second})
 		if res.Err != nil {
 			t.Fatalf("%v\n%s", res.Err, res.Output)
 		}
 		return
 	}
-	dir := os.Getenv("UFFDPAGER_TEST_CGROUP")
 	data := fixture.File(t, 256<<20, 7) // more than the limit; not charged to it
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	fixture.JoinMemoryGroup(t)
 	p := fixture.Pager(t, pager.Options{}) // half of the limit
 	if b := p.Stats().Budget; b > 48<<20 || b < 8<<20 {
 		t.Errorf("the default budget under a limit of 96 MiB is %d", b)
