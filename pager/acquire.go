@@ -55,8 +55,15 @@ func (p Pin) Release() {
 		return
 	}
 	p.check.end()
-	p.r.unpin(p.r.pageRange(p.off, p.n), p.how&pinnedWrite != 0)
-	p.r.passed(passage(p.how &^ pinnedWrite))
+	r, pr := p.r, p.r.pageRange(p.off, p.n)
+	if pr.n == 1 && p.how == 0 { // nearly always
+		if r.unpinPage(pr.first) {
+			r.p.giveCredits(r.fpp)
+		}
+		return
+	}
+	r.unpin(pr, p.how&pinnedWrite != 0)
+	r.passed(passage(p.how &^ pinnedWrite))
 }
 
 func (r *Region) pageRange(off, n int64) pageRange {
@@ -73,8 +80,8 @@ func (r *Region) checkRange(op string, off, n int64) error {
 }
 
 // pinHit pins the page if it is resident: the fast path of everything that is
-// explicit. It touches the page's word, its directory entry and, when it is
-// the first pin, a shard of credits.
+// explicit. It changes the page's word and nothing else, but for the first pin
+// of a page that has not kept its credit (see kept.go).
 func (r *Region) pinHit(page uint64) bool {
 	e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
 	for {
@@ -90,7 +97,7 @@ func (r *Region) pinHit(page uint64) bool {
 		if (atomic.LoadUint64(e)^v)&^dirCountMask != 0 {
 			continue
 		}
-		if w&(flagPrefetched|pinMask) != 0 || w&stateMask != stResident {
+		if w&(flagPrefetched|flagKept|pinMask) != 0 || w&stateMask != stResident {
 			if w&flagPrefetched != 0 {
 				r.firstTouch(pw, w, page)
 				continue
@@ -126,18 +133,29 @@ func (r *Region) unpin(pr pageRange, write bool) {
 }
 
 // unpinPage takes one pin off a page and says whether its credits are free now:
-// it was the last, and the page is clean.
+// it was the last, the page is clean, and does not keep them.
 func (r *Region) unpinPage(page uint64) (free bool) {
 	// A pinned page keeps its leaf, so one look is enough.
 	e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
 	pw := leafWord(uint32(atomic.LoadUint64(e))&dirLeafMask, page)
 	for {
 		w := atomic.LoadUint64(pw)
-		if w&pinMask == 0 {
-			panic("pager: Release of a page that is not pinned")
+		if w&pinMask != pinOne || unclean(w) {
+			if w&pinMask == 0 {
+				panic("pager: Release of a page that is not pinned")
+			}
+			if atomic.CompareAndSwapUint64(pw, w, w-pinOne) {
+				return false
+			}
+			continue
+		}
+		if w&flagKept == 0 || atomic.LoadUint32(r.scarce) != 0 {
+			return r.unpinLast(pw)
 		}
 		if atomic.CompareAndSwapUint64(pw, w, w-pinOne) {
-			return w&pinMask == pinOne && !unclean(w)
+			// Whoever calls kept credits in says so and then looks at the
+			// words; we do it the other way round.
+			return atomic.LoadUint32(r.scarce) != 0 && r.unkeep(pw, w>>32)
 		}
 	}
 }
@@ -173,14 +191,19 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 			return Pin{}, err
 		}
 	}
-	if r.closing.Load() {
-		return Pin{}, ErrClosed
-	}
 	if n == 0 {
+		if r.closing.Load() {
+			return Pin{}, ErrClosed
+		}
 		return Pin{}, nil
 	}
-	if err := r.acquirePages(ctx, r.pageRange(off, n), write); err != nil {
-		return Pin{}, err
+	if pr := r.pageRange(off, n); pr.n != 1 || write || !r.pinHit(pr.first) {
+		if err := r.acquirePages(ctx, pr, write); err != nil {
+			return Pin{}, err
+		}
+	} else if r.closing.Load() { // after the pin: Close says so and then looks for pins
+		r.unpin(pr, false)
+		return Pin{}, ErrClosed
 	}
 	return newPin(r, off, n, write), nil
 }
@@ -384,7 +407,7 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				continue
 			}
 			op.obtained(page)
-			if w&pinMask == 0 && !unclean(w) {
+			if !hasCredit(w) {
 				return 0, r.fpp
 			}
 			return 0, 0

@@ -155,6 +155,9 @@ func (p *Pager) SetBudget(bytes int64) error {
 			}
 			shrink(1) // a server was faster
 		}
+		if left < 0 {
+			p.credits.recall()
+		}
 		if free < 0 && p.evictSome(-free) > 0 {
 			continue
 		}

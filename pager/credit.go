@@ -11,7 +11,8 @@ import (
 //
 // A page that is pinned or dirty cannot leave, so at most Pinnable frames may
 // be in that state: the rest of the budget stays free for reads. A page that is
-// pinned or dirty, or both, costs one credit per frame. Pins and state are in
+// pinned or dirty, or both, costs one credit per frame, and may keep it when it
+// is neither any more (kept.go). Pins, state and that are in
 // the same word, so whoever changes it knows from the old and the new value
 // whether he has to bring a credit or may take one home. A
 // global counter would be written by every Acquire that hits, on all cores:
@@ -28,14 +29,19 @@ type creditShard struct {
 }
 
 type credits struct {
+	w      *pagerWords
 	global *atomic.Int64 // may be negative while the limit shrinks
 	batch  atomic.Int64  // a shard holds at most about twice this
+	low    atomic.Int64  // a global stock of less is refilled from what pages keep …
+	high   atomic.Int64  // … up to this
 	shard  [creditShards]creditShard
 }
 
 // setLimit changes the number of credits in the world by delta.
 func (c *credits) setLimit(limit, delta int64) {
 	c.batch.Store(min(limit/(creditShards*8), 32))
+	c.low.Store(limit / 32)
+	c.high.Store(limit / 16)
 	c.gather()
 	c.global.Add(delta)
 }
@@ -71,12 +77,24 @@ func (c *credits) take(n int64) bool {
 	}
 	if more := c.batch.Load(); c.takeGlobal(n + more) {
 		s.Add(more)
+		c.refill()
 		return true
 	}
 	if c.takeGlobal(n) {
+		c.refill()
 		return true
 	}
 	c.gather()
+	if c.takeGlobal(n) {
+		return true
+	}
+	if load64(&c.w.kept) > 0 {
+		reclaim(c.w, n, keptMost)
+		if c.takeGlobal(n) {
+			return true
+		}
+	}
+	c.recall()
 	return c.takeGlobal(n)
 }
 

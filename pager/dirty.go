@@ -228,7 +228,7 @@ func (r *Region) dirtyWith(page uint64) error {
 			r.p.giveCredits(r.fpp) // it has some already
 			return nil
 		}
-		needs := w&stateMask == stResident && w&pinMask == 0
+		needs := !hasCredit(w)
 		got := unlock(d, pw, w, page, false)
 		switch {
 		case got == unlockChanged:
@@ -274,8 +274,8 @@ func (r *Region) tryDirty(page uint64) (ok bool, err error) {
 		if r.p.lineLen[lineCredits].Load() != 0 {
 			return false, nil // the others came first
 		}
-		// Credits may lie in the shards.
-		if r.p.credits.gather(); load64(&r.p.w.credits) >= r.fpp && turn < 8 {
+		// Credits may lie in the shards, or with clean pages.
+		if r.p.credits.muster(r.fpp) && turn < 8 {
 			continue
 		}
 		return false, nil

@@ -99,6 +99,9 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 			if bare.Load64(pw) != w && bare.Load32(&d.cut) == 0 {
 				continue
 			}
+			if bare.Load32(&d.cut) == 0 && reclaimVia(d.words, max(d.framesPerPage(), reclaimFew), reclaimLeaves) > 0 {
+				continue
+			}
 			// No credit: something must be written first. Or a commit is taking
 			// its cut.
 			return waitVerdict(f, flags)
@@ -126,7 +129,7 @@ func unlockPage(d *desc, pw *word, w word, page uint64, floor int64, force bool)
 	if w&stateMask == stWriting && w&flagRedirtied != 0 {
 		return true
 	}
-	bring := w&stateMask == stResident && w&pinMask == 0 // else it has a credit
+	bring := !hasCredit(w)
 	if bring && !d.words.takeCredits(d.framesPerPage(), floor) {
 		return false
 	}
@@ -156,12 +159,15 @@ const (
 //go:nocheckptr
 func unlock(d *desc, pw *word, w word, page uint64, force bool) int {
 	fresh := w&stateMask == stResident
-	n := w&^stateMask | stUnlocking
+	n := w&^(stateMask|flagKept) | stUnlocking
 	if !fresh {
 		n |= flagHeld
 	}
 	if !bare.Cas64(pw, w, n) {
 		return unlockChanged
+	}
+	if w&flagKept != 0 {
+		add64(&d.words.kept, -d.framesPerPage()) // it is a dirty page's now
 	}
 	d.markDirty(page)
 	if bare.Load32(&d.cut) != 0 && !force {
@@ -605,6 +611,9 @@ func stealFrom(d *desc, first uint64, cancel bool, keep uint64) bool {
 		case w&stateMask == stResident:
 			if !bare.Cas64(pw, w, w&^stateMask|stEvicting) {
 				continue
+			}
+			if w&flagKept != 0 {
+				d.words.returnKept(d.framesPerPage())
 			}
 			unmapVia(d.addr(page), d.pageSize())
 			if d.vacate(pw, page) && spanTake(d, page) {

@@ -84,6 +84,8 @@ func wordWrong(w word) string {
 		return "flagWaited, and not on its way in"
 	case w&flagWritePin != 0 && pins == 0:
 		return "a write pin without a pin"
+	case w&flagKept != 0 && s != stResident && s != stEvicting:
+		return "keeps a credit beside the one it has for being written to"
 	case w&flagPrefetched != 0 && (s == stDirty || s == stCopying || s == stWriting):
 		return "prefetched, untouched, and written to"
 	}
@@ -117,7 +119,7 @@ func (p *Pager) CheckQuiet() error {
 
 // census is what a look at all words found, in frames.
 type census struct {
-	frames, credits, dirty int64
+	frames, credits, dirty, kept int64
 }
 
 func (p *Pager) checkQuiet() error {
@@ -134,7 +136,7 @@ func (p *Pager) checkQuiet() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
-		sum.frames, sum.credits, sum.dirty = sum.frames+c.frames, sum.credits+c.credits, sum.dirty+c.dirty
+		sum.frames, sum.credits, sum.dirty, sum.kept = sum.frames+c.frames, sum.credits+c.credits, sum.dirty+c.dirty, sum.kept+c.kept
 		resident[r.domain] += pages
 	}
 	budget, free := p.budget.Load(), load64(&p.w.free)
@@ -144,6 +146,8 @@ func (p *Pager) checkQuiet() error {
 		return fmt.Errorf("pager: invariant: %d of %d frames are free, and pages have %d", free, budget, sum.frames)
 	case p.pinnable.Load()-left != sum.credits:
 		return fmt.Errorf("pager: invariant: %d of %d credits are left, and pages have %d", left, p.pinnable.Load(), sum.credits)
+	case load64(&p.w.kept) != sum.kept:
+		return fmt.Errorf("pager: invariant: %d credits are counted as kept, and %d are", load64(&p.w.kept), sum.kept)
 	case load64(&p.w.dirty) != sum.dirty:
 		return fmt.Errorf("pager: invariant: %d frames are counted as dirty, and %d are", load64(&p.w.dirty), sum.dirty)
 	}
@@ -224,8 +228,11 @@ func (r *Region) census() (c census, pages int, err error) {
 			pages++
 			spans[d.spanWord(page)]++
 			c.frames += r.fpp
-			if w&pinMask != 0 || unclean(w) {
+			if hasCredit(w) {
 				c.credits += r.fpp
+			}
+			if w&flagKept != 0 {
+				c.kept += r.fpp
 			}
 			if unclean(w) {
 				c.dirty += r.fpp

@@ -57,12 +57,13 @@ type zapEntry struct {
 
 // evictState is what evicting needs; evictMu guards it.
 type evictState struct {
-	batch  [maxEvictBatch]zapEntry
-	n      int
-	dirty  []dirtyPage // met on the way: to be written
-	left   int         // pages of which EventListener.Evicted is to be told
-	ranges [maxEvictBatch]uffd.Range
-	take   func(evict.Page) evict.Verdict // takeVictim as a value, made once
+	batch   [maxEvictBatch]zapEntry
+	n       int
+	dirty   []dirtyPage // met on the way: to be written
+	left    int         // pages of which EventListener.Evicted is to be told
+	credits int64       // given back since evictMu was locked
+	ranges  [maxEvictBatch]uffd.Range
+	take    func(evict.Page) evict.Verdict // takeVictim as a value, made once
 }
 
 // takeVictim judges a candidate. evictMu is held.
@@ -177,11 +178,11 @@ func (p *Pager) evictLocked(n int64) int64 {
 	return freed
 }
 
-// evictUnlock unlocks evictMu, tells of what has left, and writes the dirty
-// victims.
+// evictUnlock unlocks evictMu, tells of what has left, writes the dirty
+// victims, and lets those go on who wait for the credits that have come back.
 func (p *Pager) evictUnlock() {
-	left := p.ev.left
-	p.ev.left = 0
+	left, credits := p.ev.left, p.ev.credits
+	p.ev.left, p.ev.credits = 0, 0
 	var list []dirtyPage
 	if len(p.ev.dirty) > 0 {
 		list = slices.Clone(p.ev.dirty)
@@ -197,6 +198,9 @@ func (p *Pager) evictUnlock() {
 	}
 	if len(list) > 0 {
 		p.writeBack(list, writeEvict)
+	}
+	if credits > 0 && p.lineLen[lineCredits].Load() != 0 {
+		p.serveLine()
 	}
 }
 
@@ -238,7 +242,8 @@ func (p *Pager) framesOf(dm *domain) int64 {
 // zap unmaps the batch. evictMu is held.
 func (p *Pager) zap(dm *domain) (freed int64) {
 	ev := &p.ev
-	frames := zapBatch(&ev.batch[0], ev.n, &ev.ranges[0])
+	frames, credits := zapBatch(&ev.batch[0], ev.n, &ev.ranges[0])
+	ev.credits += credits
 	left := 0
 	for i := range ev.batch[:ev.n] {
 		e := &ev.batch[i]
@@ -266,13 +271,14 @@ func (p *Pager) zap(dm *domain) (freed int64) {
 
 // zapBatch takes the batch from Resident to Missing: mark, unmap all with one
 // system call, release. Entries whose word has changed since they were judged
-// stay. It returns the frames that became free, which are the caller's. From
-// the first mark to the last release there is no safe-point.
+// stay. It returns the frames that became free, which are the caller's, and says
+// how many credits it has given back. From the first mark to the last release
+// there is no safe-point.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames int64) {
+func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames, credits int64) {
 	k := 0
 	for i := 0; i < n; i++ {
 		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
@@ -299,7 +305,17 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames int64) {
 		k++
 	}
 	if k == 0 {
-		return 0
+		return 0, 0
+	}
+	for i := 0; i < n; i++ {
+		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
+		if e.ok && e.seen&flagKept != 0 {
+			credits += e.d.framesPerPage()
+		}
+	}
+	if credits > 0 {
+		// Before the pages are let go: whoever calls credits in waits for that.
+		first.d.words.returnKept(credits)
 	}
 	uffd.RawZap(ranges, k)
 	k = 0
@@ -327,7 +343,7 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames int64) {
 			}
 		}
 	}
-	return frames
+	return frames, credits
 }
 
 // spanTake keeps everybody out of an empty span, until its word is set to 0.

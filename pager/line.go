@@ -98,6 +98,9 @@ func (p *Pager) append(k int, op *waitOp) {
 	q.tail = op
 	p.waiting.Add(1)
 	p.lineLen[k].Add(1)
+	if k == lineCredits {
+		bare.Store32(&p.w.scarce, 1) // what is released goes to who waits
+	}
 }
 
 // unlink takes op out of line k. l.mu is held.

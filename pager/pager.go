@@ -149,7 +149,7 @@ func New(o Options) (*Pager, error) {
 	p.engine, p.gather.Engine = engine, engine
 	p.w.wakeFD = int32(fd)
 	p.wakeFile = os.NewFile(uintptr(fd), "pager wake")
-	p.credits.global = (*atomic.Int64)(unsafe.Pointer(&p.w.credits))
+	p.credits.w, p.credits.global = p.w, (*atomic.Int64)(unsafe.Pointer(&p.w.credits))
 	p.shared = &domain{policy: evict.NewS3FIFO()}
 	p.domains = []*domain{p.shared}
 	p.ev.take = p.takeVictim

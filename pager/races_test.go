@@ -431,7 +431,7 @@ func TestCloseAgainstEviction(t *testing.T) {
 func creditsWhole(t *testing.T, p *Pager, what string) {
 	t.Helper()
 	for range 100 { // writebacks under way
-		if p.credits.left()+load64(&p.w.dirty) == p.pinnable.Load() {
+		if p.credits.left()+load64(&p.w.dirty)+load64(&p.w.kept) == p.pinnable.Load() {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -23,16 +23,17 @@ import (
 // Region is memory over a store. Its methods may be called from any goroutine.
 // A Region that is not closed stays open: the collector never closes it.
 type Region struct {
-	p     *Pager
-	d     *desc
-	at    addrRange
-	base  unsafe.Pointer
-	dir   unsafe.Pointer // d.dir, without the indirection
-	shift uint32
-	fpp   int64 // frames per page
-	name  string
-	store store.Store
-	opt   RegionOptions
+	p      *Pager
+	d      *desc
+	at     addrRange
+	base   unsafe.Pointer
+	dir    unsafe.Pointer // d.dir, without the indirection
+	scarce *uint32        // the pager's
+	shift  uint32
+	fpp    int64 // frames per page
+	name   string
+	store  store.Store
+	opt    RegionOptions
 
 	domain    *domain
 	maxFrames int64 // MaxResident
@@ -246,7 +247,7 @@ func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Jou
 		return nil, err
 	}
 	d := r.d
-	r.base, r.dir = bare.Ptr(d.base), d.dir
+	r.base, r.dir, r.scarce = bare.Ptr(d.base), d.dir, &p.w.scarce
 	r.mapSize = size
 	d.pages = (uint64(reach) + 1<<shift - 1) >> shift
 	d.length, d.stored = uint64(size), uint64(s.Size())
@@ -469,7 +470,7 @@ func (r *Region) evictAll() {
 		for _, e := range batch {
 			r.domain.policy.Remove(pageKey(e.d, e.page))
 		}
-		frames := zapBatch(&batch[0], len(batch), &p.ev.ranges[0])
+		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0])
 		p.evictMu.Unlock()
 		p.unreserve(frames)
 		batch = batch[:0]

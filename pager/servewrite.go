@@ -38,7 +38,7 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 			bare.FutexWait(&napWord, 0, patienceNap)
 			continue
 		}
-		if bare.Load64(pw) != w {
+		if bare.Load64(pw) != w || reclaimVia(d.words, max(d.framesPerPage(), reclaimFew), maxLeaves) > 0 {
 			continue
 		}
 		// With the slack there are always a few pages that are Dirty and not

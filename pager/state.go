@@ -87,6 +87,7 @@ const (
 	flagHeld       word = 1 << 8  // Unlocking: came from Writing, goes back there
 	flagWaited     word = 1 << 9  // Loading, Installing: the bucket has waiters
 	flagWatched    word = 1 << 10 // no new pin since the wedge detector looked
+	flagKept       word = 1 << 11 // Resident, Evicting: it has its credit even without a pin; see kept.go
 
 	pinOne  word = 1 << 12
 	pinMask word = (1<<20 - 1) << 12
@@ -111,6 +112,13 @@ func unclean(w word) bool {
 	s := w & stateMask
 	return s >= stUnlocking && s <= stWriting
 }
+
+// hasCredit: the page has a credit for each of its frames. Whoever changes a
+// word so that this changes has to bring one, or may take one home.
+//
+//go:nosplit
+//go:norace
+func hasCredit(w word) bool { return w&(pinMask|flagKept) != 0 || unclean(w) }
 
 // bounded: over within a few system calls of somebody who cannot be stopped.
 //

@@ -41,7 +41,12 @@ type pagerWords struct {
 	recent    [recentPages]uint64
 	recentPos uint64
 
-	hand uint32 // next leaf the fault server looks at for a victim
+	hand     uint32 // next leaf the fault server looks at for a victim
+	keptHand uint32 // next leaf that is asked for kept credits
+	kept     int64  // credits with clean pages, in use or not; see kept.go
+	_        [64]byte
+	scarce   uint32 // credits are not kept any more; read by every Release
+	_        [60]byte
 
 	// Notices from P-less code to the housekeeper.
 	noticeTail uint64

@@ -129,8 +129,20 @@ var table = []mutation{
 	{
 		name:  "dirty-without-credit",
 		what:  "a page becomes dirty without a credit: all of the budget can be dirty",
-		edits: []edit{{"pager/fault.go", "bring := w&stateMask == stResident && w&pinMask == 0", "bring := false && w&pinMask == 0"}},
+		edits: []edit{{"pager/fault.go", "bring := !hasCredit(w)", "bring := false && !hasCredit(w)"}},
 		pkg:   "pager", test: "TestCheckQuietHoldsWhereAllIsWell", tags: tagged,
+	},
+	{
+		name:  "kept-credit-lost",
+		what:  "a page that leaves takes the credit with it that it had kept",
+		edits: []edit{{"pager/leave.go", "first.d.words.returnKept(credits)", "add64(&first.d.words.kept, -credits)"}},
+		pkg:   "pager", test: "TestKeptCreditsComeBack", quick: true,
+	},
+	{
+		name:  "kept-credit-stays",
+		what:  "a fault server uses its reserve while clean pages keep credits",
+		edits: []edit{{"pager/servewrite.go", " || reclaimVia(d.words, max(d.framesPerPage(), reclaimFew), maxLeaves) > 0 {", " {"}},
+		pkg:   "pager", test: "TestKeptCreditsComeBack",
 	},
 	{
 		name:  "set-budget-at-once",
