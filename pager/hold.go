@@ -142,7 +142,11 @@ func (p *Pager) addHold(r *Region, page uint64, pk coro.Parked) {
 		h.prev.next = h
 	}
 	t.last = h
+	first := t.first == h
 	t.mu.Unlock()
+	if first {
+		p.w.wake() // the housekeeper sleeps without a clock while nothing is held
+	}
 	if out.r != nil {
 		out.r.unpin(pageRange{out.page, 1}, false)
 	}

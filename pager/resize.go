@@ -184,10 +184,11 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 		batch = batch[:0]
 	}
 	for turn := 0; ; turn++ {
-		left := 0
+		left, pinned := 0, false
 		r.eachIn(pr, func(page uint64, w word) {
 			left++
 			if w&pinMask != 0 {
+				pinned = true
 				return
 			}
 			if w&stateMask == stDirty {
@@ -210,6 +211,9 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 		}
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if pinned {
+			p.dropHolds(0) // no caller's pin: one that ends when it is wanted
 		}
 		p.reapSome(64)
 		pause(turn)
