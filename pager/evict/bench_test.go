@@ -44,6 +44,35 @@ func BenchmarkMiss(b *testing.B) {
 	}
 }
 
+// The same for a scan that is read ahead, a page at a time of each of so many.
+func BenchmarkScan(b *testing.B) {
+	gone := func(Page) Verdict { return Gone }
+	for _, pol := range policies {
+		for _, streams := range []int{1, 64} {
+			b.Run(fmt.Sprintf("%s/streams=%d", pol.name, streams), func(b *testing.B) {
+				const budget = 1 << 16
+				p := pol.new()
+				p.SetCapacity(budget)
+				next := func(i int) Page { return Page(i%streams*(1<<30) + i/streams) }
+				step := func(i int) {
+					if p.Len() >= budget {
+						p.Evict(64, gone)
+					}
+					p.Install(next(i), Prefetch)
+				}
+				for i := range 4 * budget {
+					step(i)
+				}
+				b.ReportAllocs()
+				b.ResetTimer()
+				for i := range b.N {
+					step(i + 4*budget)
+				}
+			})
+		}
+	}
+}
+
 // The ordinary Go map the index stands in for, doing the lookups of one miss.
 func BenchmarkGoMap(b *testing.B) {
 	for _, budget := range []int{1 << 10, 1 << 16, 1 << 20} {

@@ -20,17 +20,24 @@ const (
 	bucketLen  = 1 << bucketBits
 )
 
+// 1<<nearBits is how many neighbouring pages have neighbouring buckets, which share a
+// cache line: pages come and go in runs, and to look for one that is not in the
+// cache costs more than all the rest that a policy does about it.
+const nearBits = 4
+
 // hash mixes page numbers, which are mostly consecutive and may carry a region
-// in their high bits (the finalizer of MurmurHash3: each input bit reaches all
-// output bits).
+// in their high bits: groups of neighbours by the finalizer of MurmurHash3 (each
+// input bit reaches all output bits), the pages of a group by what the mix says
+// for all of them, so that pages with a step of such a group do not meet in one
+// bucket of each.
 func hash(p Page) uint32 {
-	h := uint64(p)
+	h := uint64(p) >> nearBits
 	h ^= h >> 33
 	h *= 0xff51afd7ed558ccd
 	h ^= h >> 33
 	h *= 0xc4ceb9fe1a85ec53
 	h ^= h >> 33
-	return uint32(h)
+	return uint32(h)<<nearBits | (uint32(p)^uint32(h>>32))&(1<<nearBits-1)
 }
 
 // bucket returns the head of the chain that p belongs to.
