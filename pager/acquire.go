@@ -372,9 +372,27 @@ func (p *Pager) start(op *waitOp) {
 	if b.misses() {
 		p.predict(r, b)
 	}
-	p.submit(b)
+	mark := b.mark
+	if mark != 0 {
+		r.active.Add(1)
+	}
+	loads := len(b.loads) > 0
+	if loads {
+		p.submit(b)
+	} else {
+		b.free()
+	}
 	p.transition()
 	op.pageDone() // the one that stood for this function; op may be gone now
+	// Whoever wanted a marker runs by now: what is to be read next, and whatever
+	// has come meanwhile, is not his to wait for.
+	switch {
+	case mark != 0:
+		r.touchedMarker(mark - 1)
+		r.leave()
+	case !loads:
+		p.reapSome(8) // as submit does
+	}
 	if (creds > 0 || frames > 0) && p.waiting.Load() != 0 {
 		p.serveLine()
 	}
@@ -425,7 +443,10 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				continue
 			}
 			p.stats.joined.Add(1)
-			if v&flagPrefetched != 0 {
+			switch {
+			case v&flagMark != 0 && p.mapMarker(r, page, uint32(v>>32)):
+				b.mark = page + 1
+			case v&flagPrefetched != 0:
 				r.lateTouch(page)
 			}
 			if pinned0 {

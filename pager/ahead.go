@@ -38,7 +38,8 @@ type aheadJob struct {
 	r    *Region
 	next uint64
 	end  uint64
-	hint bool // the program asked for it: flag the pages as touched, not prefetched
+	hint bool   // the program asked for it: flag the pages as touched, not prefetched
+	mark uint64 // the page of it that is a marker, plus one; 0: none
 }
 
 type jobQueue struct {
@@ -71,6 +72,7 @@ type regionAhead struct {
 	learner  prefetch.Learner
 	wants    atomic.Bool // the policy wants to see the bytes
 	plan     prefetch.Plan
+	jobs     []aheadJob // of the plan being queued
 	told     prefetch.Feedback
 	issued   atomic.Int64
 	named    atomic.Int64 // of these, by the program: no merit of the policy
@@ -172,19 +174,56 @@ func (r *Region) consult(ev prefetch.Event) {
 	if t != nil {
 		r.p.hookDone(t)
 	}
-	n := uint64(r.pageCount())
-	for _, run := range a.plan.Runs {
-		if run.First < 0 || run.N <= 0 || uint64(run.First) >= n {
-			continue
-		}
-		r.p.addJob(aheadJob{r, uint64(run.First), min(uint64(run.First+run.N), n), false})
-	}
+	r.queue(&a.plan)
 	for _, run := range a.plan.Drop {
 		r.cool(run)
 	}
 	if ev.Kind == prefetch.Miss && len(a.plan.Runs) == 0 {
 		r.p.surprised.Store(sinceStart())
 	}
+}
+
+// queue makes jobs of a plan's runs. Markers are read with the run beside them.
+func (r *Region) queue(plan *prefetch.Plan) {
+	n := uint64(r.pageCount())
+	jobs := r.ahead.jobs[:0]
+	for _, run := range plan.Runs {
+		if run.First >= 0 && run.N > 0 && uint64(run.First) < n {
+			jobs = append(jobs, aheadJob{r: r, next: uint64(run.First), end: min(uint64(run.First+run.N), n)})
+		}
+	}
+	if r.p.markerLimit(r) > 0 {
+		for _, m := range plan.Marks {
+			if m >= 0 && uint64(m) < n && !attach(jobs, uint64(m)) {
+				r.p.addJob(aheadJob{r: r, next: uint64(m), end: uint64(m) + 1, mark: uint64(m) + 1})
+			}
+		}
+	}
+	for _, j := range jobs {
+		r.p.addJob(j)
+	}
+	clear(jobs)
+	r.ahead.jobs = jobs[:0]
+}
+
+// attach adds a marker to the first job beside it that has none.
+func attach(jobs []aheadJob, mark uint64) bool {
+	for i := range jobs {
+		j := &jobs[i]
+		switch {
+		case j.mark != 0:
+			continue
+		case j.next == mark+1:
+			j.next--
+		case j.end == mark:
+			j.end++
+		default:
+			continue
+		}
+		j.mark = mark + 1
+		return true
+	}
+	return false
 }
 
 var started = time.Now()
@@ -258,7 +297,7 @@ func (r *Region) arrived(l *load) {
 		return
 	}
 	for i := range l.gens {
-		if pw, w := r.d.look(l.first + uint64(i)); pw == nil || !present(w) {
+		if pw, w := r.d.look(l.first + uint64(i)); pw == nil || !present(w) && !isMarker(w) {
 			continue // it failed, or Verify refused it: nobody is to go by such bytes
 		}
 		off := i << r.shift
@@ -273,8 +312,9 @@ func (p *Pager) addJob(j aheadJob) {
 	q := &p.jobs
 	q.mu.Lock()
 	l := &q.lists[j.list()]
-	if k := len(l.jobs) - 1; k >= l.head && l.jobs[k].r == j.r && l.jobs[k].end == j.next {
+	if k := len(l.jobs) - 1; k >= l.head && l.jobs[k].r == j.r && l.jobs[k].end == j.next && (j.mark == 0 || l.jobs[k].mark == 0) {
 		l.jobs[k].end = j.end
+		l.jobs[k].mark |= j.mark // one of them is 0
 	} else if len(l.jobs)-l.head < maxJobs {
 		if l.head > 0 && len(l.jobs) == cap(l.jobs) {
 			l.jobs = l.jobs[:copy(l.jobs, l.jobs[l.head:])]
@@ -420,7 +460,7 @@ func (p *Pager) pumpInto(b *batch) {
 			q.mu.Unlock()
 			return
 		}
-		first, hint := j.next, j.hint
+		first, hint, mark := j.next, j.hint, j.mark
 		n = min(n, uint64(room/r.fpp))
 		q.advance(j, n)
 		q.mu.Unlock()
@@ -428,7 +468,7 @@ func (p *Pager) pumpInto(b *batch) {
 			continue
 		}
 		b.apart = run < maxRun>>frameShift // else it would become one long read after all
-		ok := p.claimAhead(r, first, n, hint, b)
+		ok := p.claimAhead(r, first, n, hint, mark, b)
 		r.leave()
 		if !ok {
 			return
@@ -436,16 +476,23 @@ func (p *Pager) pumpInto(b *batch) {
 	}
 }
 
-// claimAhead claims the Missing pages among n for prefetch. false: no frames.
-func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, b *batch) bool {
-	extra := flagPrefetched
-	if hint {
-		extra = 0
-	}
+// claimAhead claims the Missing pages among n for prefetch, of which mark-1 may
+// be a marker. false: no frames.
+func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, mark uint64, b *batch) bool {
 	have := int64(0) // frames
 	for page := first; page < first+n; page++ {
 		if pw, w := r.d.look(page); pw != nil && w&stateMask != stMissing {
+			if hint {
+				r.touchMarker(page)
+			}
 			continue
+		}
+		extra := flagPrefetched
+		switch {
+		case hint:
+			extra = 0
+		case page+1 == mark:
+			extra |= flagMark
 		}
 		if have < r.fpp {
 			// For all of them at once, so that whatever has to leave for them
@@ -473,7 +520,8 @@ func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, b *batch) bool
 		if hint {
 			r.ahead.named.Add(1)
 		}
-		b.add(r, page, gen, ahead)
+		l := b.add(r, page, gen, ahead)
+		l.marks = l.marks || extra&flagMark != 0
 	}
 	if have > 0 {
 		p.unreserve(have)
@@ -488,7 +536,7 @@ func (r *Region) readAhead(pr pageRange, limit int64) {
 		limit = r.p.budget.Load() / 2
 	}
 	pr.n = min(pr.n, max(1, uint64(limit/r.fpp)))
-	r.p.addJob(aheadJob{r, pr.first, pr.first + pr.n, true})
+	r.p.addJob(aheadJob{r: r, next: pr.first, end: pr.first + pr.n, hint: true})
 	r.p.pumpNow()
 }
 
@@ -509,7 +557,7 @@ func (r *Region) Prefetch(offs []int64, n int64) {
 		pr := r.pageRange(off, min(n, length-off))
 		for page := pr.first; page < pr.first+pr.n; page++ {
 			if pw, w := r.d.look(page); pw == nil || w&stateMask == stMissing {
-				r.p.addJob(aheadJob{r, page, page + 1, true})
+				r.p.addJob(aheadJob{r: r, next: page, end: page + 1, hint: true})
 				any = true
 			}
 		}

@@ -99,7 +99,7 @@ func TestBulkGivesWayToSurprises(t *testing.T) {
 	// What a policy plans has a little more: it is about to be needed.
 	s.Hold(store.OnRead)
 	p.surprised.Store(1 << 62)
-	p.addJob(aheadJob{r, 40 << 20 >> frameShift, 48 << 20 >> frameShift, false})
+	p.addJob(aheadJob{r: r, next: 40 << 20 >> frameShift, end: 48 << 20 >> frameShift})
 	p.pumpNow()
 	if n := p.aheadPages.Load() << frameShift; n != calmFlight {
 		t.Errorf("%d planned bytes are under way beside surprises, want %d", n, calmFlight)

@@ -218,7 +218,7 @@ func (p *Pager) resize(frames int64) {
 func (p *Pager) reserve(r *Region, n int64) room {
 	if m := r.maxFrames; m > 0 {
 		for tries := 0; load64(&r.d.resident)+n > m; tries++ {
-			if p.evictFrom(r.domain, max(n, min(p.evictBatch.Load(), m/8))) == 0 && tries > 2 {
+			if p.evictFrom(r.domain, max(n, min(p.evictBatch.Load(), m/8))) == 0 && p.giveUpMarkers(r, n) == 0 && tries > 2 {
 				return roomNotHere
 			}
 		}

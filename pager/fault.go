@@ -401,13 +401,13 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			relax(turn)
 			continue
 		case s == stLoading || s == stFailed:
-			if s == stLoading && !impatient(turn) {
+			if s == stLoading && !isMarker(w) && !impatient(turn) {
 				bare.FutexWait(&napWord, 0, patienceNap)
 				continue
 			}
 			// Take over: the frame comes with the page. Its owner finds
 			// another generation when he comes back.
-			n := (w+genOne)&^stateMask | stLoading
+			n := (w+genOne)&^(stateMask|flagMark) | stLoading
 			if !bare.Cas64(pw, w, n) {
 				continue
 			}
@@ -484,7 +484,7 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32, notice uint64) (errno 
 		}
 		errno = mapVia(d.addr(page), src, size, true)
 		if errno == 0 {
-			old, _ := setState(pw, stInstalling, stResident, flagWaited, 0)
+			old, _ := setState(pw, stInstalling, stResident, flagWaited|flagMark, 0)
 			giveServerBuffer(i)
 			if notice == noticeRescued {
 				bare.Add64(&d.words.rescued, 1)
@@ -507,7 +507,7 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32, notice uint64) (errno 
 			return errno
 		}
 		if w&(flagWaited|pinMask) != 0 {
-			if bare.Cas64(pw, w, w&^stateMask|stFailed) {
+			if bare.Cas64(pw, w, w&^(stateMask|flagMark)|stFailed) {
 				d.words.notify(noticeFailed, d.index, page, true)
 				return errno
 			}

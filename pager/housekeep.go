@@ -155,6 +155,7 @@ func (p *Pager) notice(v uint64) {
 		}
 		p.evictMu.Unlock()
 		p.settle(r, page)
+		p.forgetMarker(r, page)
 		if v>>60 == noticeLoaded {
 			r.observe(prefetch.Event{Kind: prefetch.Miss, Page: int64(page)}, true)
 		}

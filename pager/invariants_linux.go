@@ -76,8 +76,8 @@ func wordWrong(w word) string {
 		return "claimed, and never counted as claimed"
 	case s == stEvicting && pins != 0:
 		return "Evicting, and pinned"
-	case w&flagHeld != 0 && s != stUnlocking:
-		return "flagHeld outside Unlocking"
+	case w&flagHeld != 0 && s != stUnlocking && s != stLoading && s != stInstalling:
+		return "flagHeld outside Unlocking, or flagMark outside Loading"
 	case w&flagRedirtied != 0 && s != stWriting:
 		return "flagRedirtied outside Writing"
 	case w&flagWaited != 0 && s != stLoading && s != stInstalling && s != stFailed:
@@ -215,7 +215,7 @@ func (r *Region) census() (c census, pages int, err error) {
 		for page := g << leafShift; page < min((g+1)<<leafShift, d.pages); page++ {
 			w := atomic.LoadUint64(leafWord(uint32(e)&dirLeafMask, page))
 			s := w & stateMask
-			if s == stLoading || s == stFailed || s == stWriting || bounded(w) {
+			if s == stLoading && !isMarker(w) || s == stFailed || s == stWriting || bounded(w) {
 				return c, 0, fmt.Errorf("pager: invariant: page %d is in state %d, and nothing is going on", page, s)
 			}
 			if err := kernel.check(d, page, w); err != nil {

@@ -133,7 +133,7 @@ func (ev *evictState) taken(d *desc) (frames int64) {
 // they can leave next time.
 func (p *Pager) evictSome(n int64) int64 {
 	p.evictMu.Lock()
-	return p.evictLocked(n)
+	return p.evictOrGiveUp(n)
 }
 
 // evictUnless is evictSome for those who want frames beside the fault server's,
@@ -149,7 +149,16 @@ func (p *Pager) evictUnless(frames, n int64) int64 {
 		p.evictMu.Unlock()
 		return free
 	}
-	return p.evictLocked(n)
+	return p.evictOrGiveUp(n)
+}
+
+// evictOrGiveUp is evictLocked for those who go without when there is nothing.
+func (p *Pager) evictOrGiveUp(n int64) int64 {
+	freed := p.evictLocked(n)
+	if freed == 0 {
+		freed = p.giveUpMarkers(nil, n)
+	}
+	return freed
 }
 
 // evictLocked is evictSome with evictMu held, which it unlocks.

@@ -39,6 +39,7 @@ type load struct {
 	first  uint64
 	gens   []uint32 // generation of each page's claim
 	kind   int
+	marks  bool // there may be markers among them
 	from   source
 	at     int64  // where in from the first page is
 	stored uint64 // bytes the store had when the page was claimed
@@ -57,6 +58,7 @@ type batch struct {
 	first uint64 // the first page that missed, for predict
 	count int    // pages that missed
 	apart bool   // the next page begins a read of its own
+	mark  uint64 // a marker that was touched, plus one; 0: none
 }
 
 var batchPool = sync.Pool{New: func() any { return new(batch) }}
@@ -66,14 +68,15 @@ func newBatch() *batch { return batchPool.Get().(*batch) }
 func (b *batch) free() {
 	clear(b.loads)
 	clear(b.ops)
-	b.loads, b.ops, b.count, b.apart = b.loads[:0], b.ops[:0], 0, false
+	b.loads, b.ops, b.count, b.apart, b.mark = b.loads[:0], b.ops[:0], 0, false, 0
 	batchPool.Put(b)
 }
 
 func (b *batch) misses() bool { return b.count > 0 }
 
-// add appends a claimed page, to the last load if it is its neighbour.
-func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
+// add appends a claimed page, to the last load if it is its neighbour, and
+// returns the load.
+func (b *batch) add(r *Region, page uint64, gen uint32, kind int) *load {
 	if kind == demand {
 		if b.count == 0 {
 			b.first = page
@@ -89,7 +92,7 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 			if kind == demand {
 				l.sit()
 			}
-			return
+			return l
 		}
 	}
 	b.apart = false
@@ -105,6 +108,7 @@ func (b *batch) add(r *Region, page uint64, gen uint32, kind int) {
 		l.sit()
 	}
 	b.loads = append(b.loads, l)
+	return l
 }
 
 // submit starts the batch's reads and frees the batch.
@@ -353,7 +357,7 @@ func (p *Pager) readAnew(l *load) {
 	for i, gen := range l.gens {
 		s := loadPool.Get().(*load)
 		l.r.active.Add(1)
-		s.r, s.first, s.kind, s.begun = l.r, l.first+uint64(i), l.kind, l.begun
+		s.r, s.first, s.kind, s.marks, s.begun = l.r, l.first+uint64(i), l.kind, l.marks, l.begun
 		s.from, s.at = l.r.sourceOf(s.first)
 		s.stored = bare.Load64(&l.r.d.stored)
 		s.gens = append(s.gens, gen)
@@ -397,6 +401,7 @@ func (p *Pager) finishGroup(l *load, i, k int, err error) {
 			}
 		}
 	}
+	marks := err == nil && l.marks && l.holdBack(i, k, res[:k])
 	if err == nil {
 		installGroup(r.d, first, &l.gens[i], k, unsafe.Pointer(&l.op.Buf[i<<r.shift]), &res[0])
 		why := evict.Demand
@@ -404,6 +409,11 @@ func (p *Pager) finishGroup(l *load, i, k int, err error) {
 			why = evict.Prefetch
 		}
 		p.noteInstalled(r, first, res[:k], why)
+		for j := 0; marks && j < k; j++ {
+			if res[j].code == installMark {
+				p.keepMarker(r, first+uint64(j), l.gens[i+j], l.op.Buf[(i+j)<<r.shift:][:1<<r.shift])
+			}
+		}
 	}
 	for j := range k {
 		page := first + uint64(j)
@@ -431,6 +441,7 @@ type installResult struct {
 const (
 	installNone   = iota
 	installSkip   // by the caller: not to be installed
+	installMark   // the same: a marker
 	installDone   //
 	installLost   // taken over or cancelled: nothing of it is ours
 	installFailed // the kernel refused; the page is Loading again
@@ -449,7 +460,7 @@ func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer
 		n := 0
 		for i+n < k {
 			rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(i+n)*unsafe.Sizeof(installResult{})))
-			if rs.code == installSkip {
+			if rs.code == installSkip || rs.code == installMark {
 				break
 			}
 			gen := *(*uint32)(unsafe.Add(unsafe.Pointer(gens), uintptr(i+n)*4))
@@ -473,7 +484,7 @@ func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer
 					rs.old, _ = setState(pw, stInstalling, stLoading, 0, 0)
 					rs.code, rs.errno = installFailed, uint32(e)
 				} else {
-					rs.old, _ = setState(pw, stInstalling, stResident, flagWaited, 0)
+					rs.old, _ = setState(pw, stInstalling, stResident, flagWaited|flagMark, 0)
 					rs.code = installDone
 				}
 			}

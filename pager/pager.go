@@ -46,6 +46,7 @@ type Pager struct {
 	jobs       jobQueue
 	aheadPages atomic.Int64 // frames on their way in by prefetch
 	aheadLoads atomic.Int32 // … in so many reads
+	markers    markers
 	surprised  atomic.Int64 // when a miss came that no policy had an answer to, in ns of sinceStart
 
 	keeping atomic.Bool // somebody is in keepRoom

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -411,6 +412,7 @@ func (r *Region) close() error {
 	}
 	r.evictAll()
 	r.gone.Store(true)
+	p.giveUpMarkers(r, math.MaxInt64) // that the fault server had taken over
 	p.drain(func() bool { return r.active.Load() == 0 })
 	p.evictMu.Lock() // an eviction may still be giving spans back
 	p.evictMu.Unlock()
@@ -480,6 +482,7 @@ func (r *Region) evictAll() {
 			time.Sleep(100 * time.Microsecond)
 			p.reapSome(64)
 		}
+		p.giveUpMarkers(r, math.MaxInt64)
 		r.eachPage(func(page uint64, w word) {
 			r.forceClean(page)
 			_, w = r.d.look(page)

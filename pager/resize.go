@@ -5,6 +5,7 @@ package pager
 import (
 	"context"
 	"fmt"
+	"math"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -184,6 +185,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 		batch = batch[:0]
 	}
 	for turn := 0; ; turn++ {
+		p.giveUpMarkers(r, math.MaxInt64)
 		left, pinned := 0, false
 		r.eachIn(pr, func(page uint64, w word) {
 			left++

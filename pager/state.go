@@ -89,6 +89,9 @@ const (
 	flagWatched    word = 1 << 10 // no new pin since the wedge detector looked
 	flagKept       word = 1 << 11 // Resident, Evicting: it has its credit even without a pin; see kept.go
 
+	// The same bit in states that no page has one after the other.
+	flagMark = flagHeld // Loading, Installing: a marker, mapped only when it is touched; see marker.go
+
 	pinOne  word = 1 << 12
 	pinMask word = (1<<20 - 1) << 12
 	genOne  word = 1 << 32

@@ -325,7 +325,7 @@ func (l *look) pages() {
 			page := lf.group<<leafShift + k
 			word := leafWord(lf.leaf, k)
 			w := bare.Load64(word)
-			if w&stateMask == stLoading {
+			if w&stateMask == stLoading && !isMarker(w) {
 				s := sighting{WedgedRead, d, page, w >> 32}
 				l.sight(s, l.since(s))
 			}

@@ -13,7 +13,8 @@
 // pager, and so not a policy. Acquire and ReadAt do tell of the first touch of
 // a prefetched page ([Touch]); raw access does not. A policy that must know how
 // far a raw reader has come leaves a page out of what it reads ahead, a marker:
-// the miss of that page is the news (Plan.Marks). [Readahead], [Stride] and
+// the first access to that page is the news (Plan.Marks), as a Miss or, where
+// the pager has read the page without mapping it, as a Touch. [Readahead], [Stride] and
 // [Replay] leave out one page for each batch they plan, near its beginning, so
 // that the batch after it is under way before this one is used up.
 //
@@ -88,10 +89,10 @@ type Plan struct {
 	// that came by prefetch or by a single miss; what has proven hot stays.
 	Drop []Run
 	// Marks lists the markers among the pages near Runs: left out of Runs on
-	// purpose, because their first access is news. A pager may ignore the
-	// list, and the page is an ordinary Miss. It may as well read the page
-	// with its neighbours and only not map it, so that the news is a Touch and
-	// costs no read of its own.
+	// purpose, because their first access is news. The pager reads such a page
+	// with its neighbours and only does not map it, so that the news is a Touch
+	// and costs no read of its own. Of more markers than it can keep, and of
+	// large pages, the news is an ordinary Miss.
 	Marks []int64
 	// Room is the number of pages the pager is ready to start reading ahead
 	// now; a hint, so that a policy need not plan in vain.

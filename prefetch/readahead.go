@@ -38,9 +38,9 @@ type ReadaheadOptions struct {
 //
 // # Markers
 //
-// Raw hits leave no trace, so the first page of each part is left out of the
-// read. Its miss, a demand read of one page, says that the reader has come
-// there. A stream whose touches are reported (Acquire, ReadAt) needs none.
+// Raw hits leave no trace, so the first page of each part is left out, as a
+// marker: read, where the pager can, but not mapped. Its first access says that
+// the reader has come there. A stream whose touches are reported (Acquire, ReadAt) needs none.
 func Readahead(o ReadaheadOptions) Policy { return newReadahead(o) }
 
 type readahead struct {
