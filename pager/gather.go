@@ -28,14 +28,17 @@ const (
 	gatherMin   = 4
 
 	gatherSlow = 4 * time.Millisecond // the others ran for so long: they compute, or somebody does
-	gatherRest = 128                  // … and then so many reads go out at once
+	gatherRest = 128                  // … and then so many reads go out at once, twice as many each time
+	gatherDull = 8                    // … up to so many times
 )
 
 // gatherer is the engine that reads are submitted to.
 type gatherer struct {
 	aio.Engine
-	led   atomic.Bool  // somebody is going to submit what is added
-	rest  atomic.Int32 // reads that do not gather
+	led   atomic.Bool   // somebody is going to submit what is added
+	turn  atomic.Uint32 // how often somebody was: see rescue.go
+	rest  atomic.Int32  // reads that do not gather
+	slow  int           // turns in a row that were, the leader's
 	mu    sync.Mutex
 	ops   []*aio.Op
 	spare []*aio.Op // its memory, for the next time
@@ -81,7 +84,11 @@ func (p *Pager) lead() bool {
 	if g.rest.Load() > 0 && g.rest.Add(-1) >= 0 {
 		return false
 	}
-	return g.led.CompareAndSwap(false, true)
+	if !g.led.CompareAndSwap(false, true) {
+		return false
+	}
+	g.turn.Add(1)
+	return true
 }
 
 // yield lets those run who are ready.
@@ -89,9 +96,12 @@ func (g *gatherer) yield() {
 	readied.n.Store(0)
 	began := time.Now()
 	runtime.Gosched()
-	if time.Since(began) > gatherSlow {
-		g.rest.Store(gatherRest)
+	if time.Since(began) <= gatherSlow {
+		g.slow = 0
+		return
 	}
+	g.rest.Store(gatherRest << g.slow)
+	g.slow = min(g.slow+1, gatherDull)
 }
 
 // flush submits what has been gathered; the caller does not lead any more.

@@ -163,6 +163,7 @@ func New(o Options) (*Pager, error) {
 	if sp.rawErr == nil {
 		startRescuer(p.log)
 		p.w.ring, p.w.inflight = aio.RingOf(engine), (*uint32)(unsafe.Pointer(&p.inflight))
+		p.w.led, p.w.turn = (*uint32)(unsafe.Pointer(&p.gather.led)), (*uint32)(unsafe.Pointer(&p.gather.turn))
 		p.rescueFrom()
 	}
 	setPatience()

@@ -25,7 +25,9 @@ import (
 // know, looks every few milliseconds, while reads are under way, at the ring of
 // each pager; when completions have been waiting there from one look to the next
 // and nobody has taken any, it loads the pages that somebody waits for itself.
-// They are mapped then, although their goroutines still wait for a P.
+// They are mapped then, although their goroutines still wait for a P. So it does
+// when who gathers reads (gather.go) has let others run in the meantime and has
+// not come back.
 //
 //	miss ── seat, timer ──▶ read ──▶ ring ──▶ reaper: waits for a P ──────▶ lost: settle
 //	            │ 7 ms                 ▲ looks, takes nothing
@@ -84,14 +86,43 @@ var rescuer = struct {
 type rescueWords struct {
 	ring     aio.Ring
 	inflight *uint32           // Pager.inflight
+	led      *uint32           // Pager.gather.led
+	turn     *uint32           // Pager.gather.turn
 	seatNext uint64            // seats taken so far
 	seats    [seatCount]uint64 // demand loads: descriptor | first page | pages-1; see load.sit
 	rescued  uint64            // pages
 	_        [64]byte          // from here on the thread's own
 
-	waited uint32 // at the last look there were completions waiting …
-	head   uint32 // … behind so many
-	upTo   uint64 // seats taken then
+	last sight
+	upTo uint64 // seats taken then
+}
+
+// sight is what the rescuer sees of a pager.
+type sight struct {
+	waits, head uint32 // 1: completions wait to be taken, behind so many
+	led, turn   uint32 // 1: reads are being gathered, for the turn-th time
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) see(s *sight) {
+	head, waits := w.ring.Look()
+	s.waits, s.head = 0, head
+	if waits {
+		s.waits = 1
+	}
+	s.turn = bare.Load32(w.turn)
+	s.led = bare.Load32(w.led)
+}
+
+// stuck: nobody has got on between two sights.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func stuck(a, b *sight) bool {
+	return a.waits != 0 && b.waits != 0 && a.head == b.head || a.led != 0 && b.led != 0 && a.turn == b.turn
 }
 
 // startRescuer starts the thread, once. Without it pages come when there is a P.
@@ -102,6 +133,7 @@ func startRescuer(log *zap.Logger) {
 			rescuer.timer = int32(fd)
 			if err = coro.StartThread(rescue); err != nil {
 				unix.Close(fd)
+				rescuer.timer = -1
 			}
 		}
 		if err != nil {
@@ -208,7 +240,7 @@ var rescueTicks uint64 // what the timer says, which nobody needs
 const (
 	ringIdle  = iota // nothing is under way
 	ringBusy         // reads are
-	ringWaits        // completions wait to be taken
+	ringWaits        // they may be stuck
 )
 
 // lookAround looks at every pager. The result is the most urgent state.
@@ -232,16 +264,17 @@ func lookAround() (state int) {
 	return state
 }
 
-// look looks at one pager, and rescues its loads if nobody has taken a
-// completion since the last look although there was one.
+// look looks at one pager, and rescues its loads if nobody has got on with them
+// since the last look although there was something to do.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func (w *pagerWords) look() int {
 	now := bare.Load64(&w.seatNext)
-	head, waits := w.ring.Look()
-	if waits && w.waited != 0 && w.head == head {
+	var s sight
+	w.see(&s)
+	if stuck(&s, &w.last) {
 		// Oldest first, those that sat there at the last look.
 		at := uint64(1)
 		if now > seatCount {
@@ -253,14 +286,13 @@ func (w *pagerWords) look() int {
 				continue
 			}
 			rescueVia(w, v)
-			if h, more := w.ring.Look(); !more || h != head {
-				break // somebody takes them after all
+			if w.see(&s); !stuck(&s, &w.last) {
+				break // somebody does after all
 			}
 		}
 	}
-	w.head, w.upTo, w.waited = head, now, 0
-	if waits {
-		w.waited = 1
+	w.last, w.upTo = s, now
+	if s.waits|s.led != 0 {
 		return ringWaits
 	}
 	if bare.Load32(w.inflight) != 0 {

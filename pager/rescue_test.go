@@ -101,6 +101,41 @@ func TestRescue(t *testing.T) {
 	}
 }
 
+// A read that is kept back while others are let run is rescued as well.
+func TestRescueOfGatheredReads(t *testing.T) {
+	p, r, s, _ := heldReads(t, RegionOptions{})
+	if r.Raw() != nil {
+		t.Skip("only what the fault server can fill: ", r.Raw())
+	}
+	done := make(chan error)
+	go func() {
+		_, err := r.ReadAt(make([]byte, 1), 0)
+		done <- err
+	}()
+	eventually(t, "the read holds its data", func() bool { return s.Counts().Held == 1 })
+	p.w.look()
+	for range 4 { // others, each of whom comes back
+		p.gather.led.Store(true)
+		p.gather.turn.Add(1)
+		p.w.look()
+		p.gather.led.Store(false)
+	}
+	if n := p.Stats().Rescued; n != 0 {
+		t.Errorf("%d pages were rescued although whoever gathers comes back", n)
+	}
+	p.gather.led.Store(true)
+	p.gather.turn.Add(1)
+	p.w.look()
+	p.w.look()
+	p.gather.led.Store(false)
+	if n := p.Stats().Rescued; n != 1 {
+		t.Errorf("%d pages were rescued, want 1", n)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // A store that is slow is left alone, and so is a page that only Go can fill,
 // or that nobody waits for.
 func TestNoRescue(t *testing.T) {
@@ -155,6 +190,9 @@ func TestNoRescue(t *testing.T) {
 func TestRescueAmongAll(t *testing.T) {
 	if coro.Supported() != nil {
 		t.Skip("no thread without a P here")
+	}
+	if p, _ := rawMap(t, Options{Budget: 16 * FrameSize}, store.NewMemory(FrameSize), RegionOptions{}); p.Close() != nil || rescuer.timer <= 0 {
+		t.Skip("the thread could not be started here")
 	}
 	rescued := int64(0)
 	for round := range 4 {

@@ -266,7 +266,7 @@ var table = []mutation{
 	{
 		name:  "rescue-of-slow-reads",
 		what:  "pages are read a second time although the store is just slow",
-		edits: []edit{{"pager/rescue.go", "if waits && w.waited != 0 && w.head == head {", "if true {"}},
+		edits: []edit{{"pager/rescue.go", "if stuck(&s, &w.last) {", "if true {"}},
 		pkg:   "pager", test: "TestNoRescue", quick: true,
 	},
 	{
