@@ -14,6 +14,12 @@ func NextParked(buf []Parked) []Parked {
 // waiting for any.
 func MoreParked(buf []Parked) []Parked { return buf }
 
+// ParkedSoFar is how many goroutines have been parked: none.
+func ParkedSoFar() uint64 { return 0 }
+
+// ParkedAt is the address at which the n-th of them faulted: there is none.
+func ParkedAt(n uint64) uintptr { return 0 }
+
 var wakeParked = make(chan struct{}, 1)
 
 // WakeParked makes the current or the next call of NextParked return.

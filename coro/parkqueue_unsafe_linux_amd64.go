@@ -19,7 +19,12 @@ type parkQueue struct {
 	consumer uint64 // the g of the goroutine that calls nextParked
 	busy     uint32 // 1: it is there
 	_        [36]byte
+
+	pushed uint64               // parked so far
+	recent [recentParked]uint64 // the addresses they faulted at
 }
+
+const recentParked = 1024 // as ParkedAt says
 
 const (
 	mainQueue = 0
@@ -35,6 +40,7 @@ var queues [2]parkQueue
 func parked(gp, slot unsafe.Pointer) bool {
 	s := (*parkSlot)(slot)
 	q := &queues[s.queue&1]
+	bare.Store64(&q.recent[bare.Add64(&q.pushed, 1)%recentParked], uint64(s.fault.Addr))
 	for {
 		h := bare.Load64(&q.pending)
 		s.next = uintptr(h)
@@ -120,6 +126,25 @@ func NextParked(buf []Parked) []Parked { return queues[mainQueue].nextParked(buf
 // first, without waiting for any: for the goroutine that calls NextParked, when
 // it has let others run.
 func MoreParked(buf []Parked) []Parked { return queues[mainQueue].take(buf) }
+
+// ParkedSoFar is how many goroutines have been parked for NextParked. The rules
+// of package bare apply to it and to ParkedAt.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func ParkedSoFar() uint64 { return bare.Load64(&queues[mainQueue].pushed) }
+
+// ParkedAt is the address at which the n-th of them faulted, from 1. Only the
+// last 1024 are remembered, and while others are being parked it may be the
+// address of one of those: it is good for a hint.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func ParkedAt(n uint64) uintptr {
+	return uintptr(bare.Load64(&queues[mainQueue].recent[n%recentParked]))
+}
 
 // WakeParked makes the current or the next call of NextParked return.
 func WakeParked() { queues[mainQueue].wakeUp() }

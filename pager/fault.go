@@ -75,6 +75,9 @@ func waitVerdict(f *coro.Fault, flags uint32) coro.Verdict {
 		return coro.Deliver
 	}
 	if flags&descRaw != 0 {
+		if f.Access != coro.WriteProtected {
+			rescueLater()
+		}
 		return coro.Wait
 	}
 	return coro.WaitGo

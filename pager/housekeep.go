@@ -235,6 +235,7 @@ func parker() {
 		}
 		for _, pk := range buf {
 			startParked(pk)
+			bare.Add64(&rescuer.started, 1)
 		}
 		if g != nil {
 			g.flush()

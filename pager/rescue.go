@@ -27,7 +27,8 @@ import (
 // and nobody has taken any, it loads the pages that somebody waits for itself.
 // They are mapped then, although their goroutines still wait for a P. So it does
 // when who gathers reads (gather.go) has let others run in the meantime and has
-// not come back.
+// not come back, and with faults of goroutines that are parked in place, when the
+// goroutine that starts their reads does not get on.
 //
 //	miss ── seat, timer ──▶ read ──▶ ring ──▶ reaper: waits for a P ──────▶ lost: settle
 //	            │ 7 ms                 ▲ looks, takes nothing
@@ -73,9 +74,14 @@ var _ = [1]struct{}{}[maxDescs-1<<(64-seatRunBits-seatPageBits)]
 
 // rescuer is the thread's. pagers are the addresses of their words.
 var rescuer = struct {
-	armed  uint32 // 1: the timer runs, or the thread is looking; or there is none
-	timer  int32
-	at     uint64 // the pager that is being looked at
+	armed uint32 // 1: the timer runs, or the thread is looking; or there is none
+	timer int32
+	at    uint64 // the pager that is being looked at
+
+	started     uint64 // parked goroutines whose reads were started, or which needed none
+	lastStarted uint64 // at the last look; the thread's own, like …
+	lastParked  uint64 // … how many were parked then
+
 	pagers [maxRescued]uint64
 
 	once sync.Once
@@ -194,6 +200,7 @@ func (l *load) seatWord() uint64 {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func rescueLater() {
 	if bare.Load32(&rescuer.armed) == 0 && bare.Cas32(&rescuer.armed, 0, 1) {
 		bare.Syscall(unix.SYS_TIMERFD_SETTIME, uintptr(rescuer.timer), 0, uintptr(unsafe.Pointer(&rescueTime)), 0, 0, 0)
@@ -206,6 +213,7 @@ var rescueTime = [4]int64{3: rescueFirst} // an itimerspec: once
 var (
 	lookVia   = (*pagerWords).look
 	rescueVia = rescueLoad
+	parkedVia = rescueParked
 )
 
 // rescue is the thread's life.
@@ -249,6 +257,7 @@ const (
 //go:norace
 //go:nocheckptr
 func lookAround() (state int) {
+	state = lookAtParked()
 	for i := uintptr(0); i < maxRescued; i++ {
 		slot := (*uint64)(unsafe.Add(unsafe.Pointer(&rescuer.pagers), i*8))
 		a := bare.Load64(slot)
@@ -262,6 +271,55 @@ func lookAround() (state int) {
 		bare.Store64(&rescuer.at, 0)
 	}
 	return state
+}
+
+// lookAtParked loads what parked goroutines need whose reads should have been
+// started long since.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func lookAtParked() int {
+	parked, started := coro.ParkedSoFar(), bare.Load64(&rescuer.started)
+	if parked == started {
+		rescuer.lastParked, rescuer.lastStarted = parked, started
+		return ringIdle
+	}
+	if started == rescuer.lastStarted {
+		n := started + 1
+		if parked-started > parkedKept {
+			n = parked - parkedKept + 1
+		}
+		for ; n <= rescuer.lastParked && bare.Load64(&rescuer.started) == started; n++ {
+			parkedVia(coro.ParkedAt(n))
+		}
+	}
+	rescuer.lastParked, rescuer.lastStarted = parked, started
+	return ringWaits
+}
+
+const parkedKept = 1000 // addresses that coro remembers, a few of which may be written anew at this moment
+
+// rescueParked loads the page at addr if it is missing and there is a frame for
+// it: of the ordinary ones, for there are threads that have nothing but the last.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func rescueParked(addr uintptr) {
+	d := enterServer(addr)
+	if d == nil {
+		return
+	}
+	page := uint64(addr-d.base) >> d.shift
+	if pw, v := d.look(page); bare.Load32(&d.flags)&descRaw != 0 && !d.past(page) && (pw == nil || v&stateMask == stMissing) && d.words.takeFrames(d.framesPerPage()) {
+		if pw, gen, got := d.claim(page, 0); got != claimed {
+			d.words.giveFrames(d.framesPerPage())
+		} else if fillVia(d, pw, page, gen, noticeLoaded) == 0 {
+			bare.Add64(&d.words.rescued, 1)
+		}
+	}
+	bare.Add32(&d.users, ^uint32(0))
 }
 
 // look looks at one pager, and rescues its loads if nobody has got on with them

@@ -268,3 +268,48 @@ func TestRescueAmongAll(t *testing.T) {
 	}
 	t.Logf("%d pages were rescued", rescued)
 }
+
+// The page of a parked goroutine that nobody starts the read of is loaded for
+// it, once, within the budget, and only if it takes no Go code.
+func TestRescueOfParked(t *testing.T) {
+	p, r, s, _ := heldReads(t, RegionOptions{})
+	if r.Raw() != nil {
+		t.Skip("only what the fault server can fill: ", r.Raw())
+	}
+	addr := func(r *Region, page int64) uintptr { return r.d.base + uintptr(page*FrameSize) + 17 }
+	rescueParked(addr(r, 7))
+	if n, _ := r.Residency(7*FrameSize, FrameSize); n != FrameSize {
+		t.Fatal("the page did not come")
+	}
+	rescueParked(addr(r, 7))
+	if st := p.Stats(); st.Rescued != 1 || st.Misses != 1 || st.Reads != 1 || st.Resident != FrameSize || s.Counts().Reads != 0 {
+		t.Errorf("%d rescued, %d misses, %d reads, %d bytes resident; the store was asked %d times", st.Rescued, st.Misses, st.Reads, st.Resident, s.Counts().Reads)
+	}
+	var b [1]byte
+	if _, err := r.ReadAt(b[:], 7*FrameSize); err != nil || b[0] != 8 {
+		t.Errorf("it reads as %d, want 8 (%v)", b[0], err)
+	}
+	for page := range int64(64) {
+		rescueParked(addr(r, page))
+	}
+	// (Eviction is under way meanwhile, so that there may be more.)
+	if st := p.Stats(); st.PeakResident > st.Budget-load64(&p.w.serverFrames)*FrameSize || st.Rescued < 20 {
+		t.Errorf("%d rescued, %d bytes of %d were resident: the last %d frames are the fault server's", st.Rescued, st.PeakResident, st.Budget, load64(&p.w.serverFrames))
+	}
+	// What cannot be had is let be.
+	rescueParked(addr(r, 64)) // past the end
+	rescueParked(1)           // nobody's
+	hooked, err := p.Map(store.NewMemory(FrameSize), RegionOptions{Verify: func(int64, []byte) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rescueParked(addr(hooked, 0))
+	if n, _ := hooked.Residency(0, FrameSize); n != 0 {
+		t.Error("loaded past its hook")
+	}
+	gone := addr(hooked, 0)
+	if err := hooked.Close(); err != nil {
+		t.Fatal(err)
+	}
+	rescueParked(gone)
+}

@@ -29,7 +29,7 @@ type Stats struct {
 	Reads      int64 // read I/Os
 	ReadBytes  int64
 	ReadErrors int64
-	Rescued    int64 // pages that were read once more and mapped because no goroutine got a P to do it; in none of the above
+	Rescued    int64 // pages that were loaded without a P because no goroutine got one for it; reads that this repeated are in none of the above
 
 	// Writing.
 	Writes       int64 // write I/Os

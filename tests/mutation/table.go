@@ -258,6 +258,12 @@ var table = []mutation{
 		pkg:   "tests/liveness", test: "TestMissesAmongSpinners",
 	},
 	{
+		name:  "no-rescue-of-parked",
+		what:  "the read of a parked goroutine waits for the goroutine that starts it, however long that gets no P",
+		edits: []edit{{"pager/rescue.go", "\tstate = lookAtParked()\n", ""}},
+		pkg:   "tests/liveness", test: "TestMissesAmongSpinners", races: true,
+	},
+	{
 		name:  "rescue-tells-nobody",
 		what:  "who waits for a page that was rescued is not told of it",
 		edits: []edit{{"pager/housekeep.go", "case noticeLoaded, noticeRescued:", "case noticeLoaded:"}},
