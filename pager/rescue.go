@@ -229,10 +229,9 @@ func rescue() {
 			if state == ringIdle {
 				// A miss that saw the flag before it was cleared is seen now.
 				bare.Store32(&rescuer.armed, 0)
-				if lookAround() == ringIdle || !bare.Cas32(&rescuer.armed, 0, 1) {
+				if state = lookAround(); state == ringIdle || !bare.Cas32(&rescuer.armed, 0, 1) {
 					break
 				}
-				continue
 			}
 			pause := rescueFirst
 			if state == ringWaits {
