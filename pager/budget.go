@@ -182,6 +182,15 @@ func (p *Pager) creditSlack(frames int64) int64 {
 	return max(p.largestPage.Load(), p.unpinnable(frames)/2)
 }
 
+// creditLast is how many it has when writes are in flight that those who stand
+// still for it would have to end. Not all there are: if everything were dirty,
+// and nothing might be written (NoSteal), a fault that only reads would find no
+// frame, and wait for ever.
+func (p *Pager) creditLast(frames int64) int64 {
+	n := p.unpinnable(frames)
+	return n - min(4*p.largestPage.Load(), n/2)
+}
+
 // resize sets the budget without waiting. budgetMu is held (or p is new).
 func (p *Pager) resize(frames int64) {
 	old := p.budget.Swap(frames)
@@ -203,7 +212,7 @@ func (p *Pager) resize(frames int64) {
 	}
 	bareStore64(&p.w.lowWater, low)
 	bareStore64(&p.w.creditSlack, p.creditSlack(frames))
-	bareStore64(&p.w.creditLast, p.unpinnable(frames))
+	bareStore64(&p.w.creditLast, p.creditLast(frames))
 	add64(&p.w.free, frames-old)
 	p.limitLoose()
 	p.evictMu.Lock()

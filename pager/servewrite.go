@@ -15,13 +15,21 @@ import (
 //go:nocheckptr
 func serveWrite(d *desc, page uint64) (errno uintptr) {
 	var failed uintptr
+	var since int64 // when it found nothing to write for the first time
 	for turn := 0; ; turn++ {
 		if bare.Load32(&d.state) != descLive {
 			return errnoClosed
 		}
 		pw, w := d.look(page)
 		if pw == nil || !present(w) {
-			return 0 // it has left: the store faults anew
+			if since == 0 {
+				return 0 // it has left: the store faults anew
+			}
+			// So it would each time, and wait from the beginning.
+			if errno = serveReadVia(d, page); errno != 0 {
+				return errno
+			}
+			continue
 		}
 		switch w & stateMask {
 		case stResident, stWriting:
@@ -50,7 +58,11 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 			if e != errnoNothing {
 				failed = e
 			}
-			if turn > serveLimit/4 && failed != 0 || turn > serveLimit {
+			now := bare.Nanotime()
+			if since == 0 {
+				since = now
+			}
+			if waited := now - since; turn > storeTurns && (waited > storeLimit/4 && failed != 0 || waited > storeLimit) {
 				// The store takes nothing, or nothing may be written.
 				if failed == 0 {
 					failed = errnoNoRoom
@@ -71,6 +83,14 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 // flight, in case their owners can run, before it takes the last credits.
 const lastResort = 16
 
+// A store that nothing can be written for is a fault after storeLimit
+// nanoseconds, a quarter of that if writing has failed; but not before it has
+// looked so often: the process may have been stopped.
+const (
+	storeLimit = 2_000_000_000
+	storeTurns = 1000
+)
+
 const (
 	errnoNothing = 1<<21 + 2 // no page that the server may write
 )
@@ -85,6 +105,7 @@ var (
 	storeVia     = storePage
 	takeSlotVia  = takeSlot
 	endWriteVia  = endWrite
+	serveReadVia = serveRead
 )
 
 // cleanOne writes one dirty page of the pager and makes it clean; in its first

@@ -196,6 +196,72 @@ var table = []mutation{
 	},
 
 	{
+		name:  "before-write-asked-early",
+		what:  "BeforeWrite is asked before the copy is made, and what is copied may have changed",
+		edits: []edit{{"pager/writeback.go", "\tfor took < n {\n\t\tk := copyOut(", "\tif r.opt.Writeback.BeforeWrite != nil {\n\t\tbare.Copy(unsafe.Pointer(&buf.mem[0]), bare.Ptr(r.d.addr(first)), uintptr(n<<r.shift))\n\t\tif !r.mayWrite(first, n, buf.mem[:n<<r.shift]) {\n\t\t\tbufs.put(buf)\n\t\t\treturn 0\n\t\t}\n\t}\n\tfor took < n {\n\t\tk := copyOut("}, {"pager/writeback.go", "if r.opt.Writeback.BeforeWrite != nil && !r.mayWrite(first, took, buf.mem[:took<<r.shift]) {", "if false {"}},
+		pkg:   "pager", test: "TestBeforeWriteIsShownWhatIsWritten", quick: true,
+	},
+	{
+		name:  "before-write-shown-the-page",
+		what:  "BeforeWrite is shown the page, which goes on changing, and not the copy",
+		edits: []edit{{"pager/writeback.go", "!r.mayWrite(first, took, buf.mem[:took<<r.shift]) {", "!r.mayWrite(first, took, unsafe.Slice((*byte)(bare.Ptr(r.d.addr(first))), took<<r.shift)) {"}},
+		pkg:   "pager", test: "TestBeforeWriteIsShownWhatIsWritten",
+	},
+	{
+		name:  "before-write-passed-by",
+		what:  "a thread without a P writes pages although there is a BeforeWrite, which it cannot ask",
+		edits: []edit{{"pager/region.go", "!o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && ", "!o.Writeback.NoSteal && "}},
+		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/BeforeWrite/kernel=true/block",
+	},
+	{
+		name:  "no-steal-passed-by",
+		what:  "a thread without a P writes pages in spite of NoSteal",
+		edits: []edit{{"pager/region.go", "!o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && ", "o.Writeback.BeforeWrite == nil && "}},
+		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/NoSteal/kernel=true/block",
+	},
+	{
+		name:  "stores-wait-anew",
+		what:  "a blocked store whose page leaves while it waits begins to wait anew, and never ends",
+		edits: []edit{{"pager/servewrite.go", "if since == 0 {\n\t\t\t\treturn 0 //", "if true {\n\t\t\t\treturn 0 //"}},
+		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/NoSteal/kernel=true/block", hang: true,
+	},
+	{
+		name:  "all-frames-dirty",
+		what:  "blocked stores make so much dirty that reading finds no frame",
+		edits: []edit{{"pager/budget.go", "return n - min(4*p.largestPage.Load(), n/2)", "return n"}},
+		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/NoSteal/kernel=true/block", hang: true,
+	},
+	{
+		name:  "retry-not-without-a-p",
+		what:  "a thread that waits takes an error that passes for one that does not",
+		edits: []edit{{"pager/fault.go", "if d.tryAgain(errno, tries) && ", "if false && d.tryAgain(errno, tries) && "}},
+		pkg:   "tests/hostile", test: "TestRawReadsAreRepeated", quick: true,
+	},
+	{
+		name:  "spill-without-limit",
+		what:  "pages are given places in a spill file that is full",
+		edits: []edit{{"pager/where.go", "if add64(&d.sideUsed, 1) > d.sideMax {", "if add64(&d.sideUsed, 1) < 0 {"}},
+		pkg:   "pager", test: "TestSpillLimitIsExact", quick: true,
+	},
+	{
+		name:  "sums-after-the-data",
+		what:  "checksums are not flushed before the blocks they are for are written",
+		edits: []edit{{"pager/store/checksum_write.go", "\t\tif err == nil {\n\t\t\terr = c.flushSums()\n\t\t}\n", ""}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLossChecksummed",
+	},
+	{
+		name:  "torn-block-refuses-the-cut",
+		what:  "the data cannot be cut through a block that a crash has torn",
+		edits: []edit{{"pager/store/checksum_write.go", "if errors.Is(err, ErrChecksum) {\n\t\t\twrong", "if false {\n\t\t\twrong"}},
+		pkg:   "pager/store", test: "TestChecksummedCutsThroughWhatIsWrong", quick: true,
+	},
+	{
+		name:  "commit-of-one-of-several",
+		what:  "Pager.Commit returns when one of its regions is durable",
+		edits: []edit{{"pager/commit.go", "\t\terrs[0] = cuts[0].finish()\n\t\twg.Wait()\n", "\t\terrs[0] = cuts[0].finish()\n\t\tgo wg.Wait()\n"}},
+		pkg:   "tests/durability", test: "TestAtomicSeveralPowerLoss", quick: true,
+	},
+	{
 		name:  "commit-without-flush",
 		what:  "Commit is acknowledged before the journal is flushed",
 		edits: []edit{{"pager/commit.go", "if err = r.flushSide(); err != nil {", "if err = error(nil); err != nil {"}},
@@ -280,6 +346,12 @@ var table = []mutation{
 		what:  "a page that Verify must see is loaded by a thread that cannot call it",
 		edits: []edit{{"pager/rescue.go", "bare.Load32(&d.flags)&descRaw != 0 && page < end", "page < end"}},
 		pkg:   "pager", test: "TestNoRescue/a_hook",
+	},
+	{
+		name:  "holds-stay",
+		what:  "a page held for a goroutine that was parked stays pinned when nothing else happens",
+		edits: []edit{{"pager/hold.go", "\tif first {\n\t\tp.w.wake()", "\tif false {\n\t\tp.w.wake()"}, {"pager/hold.go", "first := t.first == h", "_ = t.first == h"}},
+		pkg:   "pager", test: "TestHoldsEndByThemselves",
 	},
 	{
 		name:  "close-ignores-pins",
