@@ -104,25 +104,39 @@ func TestScanIsReadAhead(t *testing.T) {
 	}
 }
 
-// The default policy reads nothing more than random work asks for.
+// The default policy reads next to nothing more than random work asks for: by
+// 3 % where pages are as far apart as in a file much larger than memory; and
+// where they are so close that chance makes streams all the time, by what it
+// learns not to stake on them (12 % if it does not learn from false starts, 9.4 %
+// if two misses are a stream).
 func TestRandomWorkIsLeftAlone(t *testing.T) {
-	const pages, touches = 1 << 16, 6_000
-	rng := rand.New(rand.NewPCG(1, 2))
-	order := make([]int64, touches)
-	for i := range order {
-		order[i] = rng.Int64N(pages)
-	}
-	for _, way := range []string{"Acquire", "Bytes"} {
-		p, r := rawMap(t, Options{Budget: 16 << 20}, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: true})
-		if way == "Bytes" && r.Raw() != nil {
+	for _, c := range []struct {
+		way            string
+		pages, touches int64
+		most           float64
+	}{
+		{"Acquire", 1 << 16, 20_000, 0.03},
+		{"Bytes", 1 << 16, 6_000, 0.03},
+		{"Acquire", 1 << 14, 40_000, 0.085},
+	} {
+		if testing.Short() && c.pages < 1<<16 {
+			continue
+		}
+		rng := rand.New(rand.NewPCG(1, 2))
+		order := make([]int64, c.touches)
+		for i := range order {
+			order[i] = rng.Int64N(c.pages)
+		}
+		p, r := rawMap(t, Options{Budget: c.pages / 16 * FrameSize}, store.NewMemory(c.pages*FrameSize), RegionOptions{ReadOnly: true})
+		if c.way == "Bytes" && r.Raw() != nil {
 			p.Close()
 			continue
 		}
-		touchAll(t, r, way, order)
+		touchAll(t, r, c.way, order)
 		s := p.Stats()
-		t.Logf("%s: %d misses, %d read ahead", way, s.Misses, s.Prefetch.Issued)
-		if useful := s.Misses * FrameSize; s.ReadBytes > useful*103/100 {
-			t.Errorf("%s: %d bytes read for %d useful ones", way, s.ReadBytes, useful)
+		t.Logf("%s: %d misses, %d read ahead", c.way, s.Misses, s.Prefetch.Issued)
+		if useful := float64(s.Misses * FrameSize); float64(s.ReadBytes) > useful*(1+c.most) {
+			t.Errorf("%s, %d touches of %d pages: %d bytes read for %d useful ones", c.way, c.touches, c.pages, s.ReadBytes, int64(useful))
 		}
 		p.Close()
 	}
