@@ -60,6 +60,39 @@ func TestDeviceThatIsCut(t *testing.T) {
 	}
 }
 
+// fullPool is a thinly provisioned device of size bytes over a pool that has
+// room for its first kept bytes and for nothing else, until more is called.
+//
+// Nobody may write across the end of what is kept: a loop device says of a
+// write of which it could do a part that it is done (Linux 6.18).
+func fullPool(t *testing.T, size, kept int64) (dev string, more func() error) {
+	t.Helper()
+	dir := t.TempDir()
+	mount := func(size string, flags uintptr) error {
+		return unix.Mount("uffdpager", dir, "tmpfs", flags, "size="+size)
+	}
+	if err := mount("2m", 0); err != nil {
+		t.Skipf("no tmpfs can be mounted: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	back := filepath.Join(dir, "pool")
+	if err := errors.Join(os.WriteFile(back, make([]byte, kept), 0o600), os.Truncate(back, size)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, page))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	return loopDevice(t, back), func() error { return mount("64m", unix.MS_REMOUNT) }
+}
+
 // TestDeviceThatIsFull: a thinly provisioned device whose pool is full, and is
 // enlarged later. What could not be written is kept, and gets there.
 func TestDeviceThatIsFull(t *testing.T) {
@@ -67,23 +100,8 @@ func TestDeviceThatIsFull(t *testing.T) {
 	if child.Isolate(t, child.Options{}) {
 		return
 	}
-	dir := t.TempDir()
-	mount := func(size string, flags uintptr) error {
-		return unix.Mount("uffdpager", dir, "tmpfs", flags, "size="+size)
-	}
-	if err := mount("1m", 0); err != nil {
-		t.Skipf("no tmpfs can be mounted: %v", err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	const size = 4 << 20
-	back := filepath.Join(dir, "pool")
-	if err := os.WriteFile(back, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(back, size); err != nil {
-		t.Fatal(err)
-	}
-	dev := loopDevice(t, back)
+	const size, kept, gap = 4 << 20, 512 << 10, 16 * page
+	dev, more := fullPool(t, size, kept)
 	p := fixture.Pager(t, pager.Options{Budget: 2 * size})
 	s, err := store.OpenFile(dev, store.FileOptions{})
 	if err != nil {
@@ -97,8 +115,11 @@ func TestDeviceThatIsFull(t *testing.T) {
 	ctx := context.Background()
 	want := make([]byte, 3<<20)
 	fixture.Fill(want, 0, 6)
-	if _, err := r.WriteAt(want, 0); err != nil {
-		t.Fatal(err)
+	clear(want[kept-gap : kept+gap])
+	for _, part := range [][2]int{{0, kept - gap}, {kept + gap, len(want)}} {
+		if _, err := r.WriteAt(want[part[0]:part[1]], int64(part[0])); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var f *pager.FaultError
 	err = r.Sync(ctx)
@@ -111,7 +132,7 @@ func TestDeviceThatIsFull(t *testing.T) {
 	} else if err := fixture.Compare(got, want, 0); err != nil {
 		t.Error(err)
 	}
-	if err := mount("16m", unix.MS_REMOUNT); err != nil {
+	if err := more(); err != nil {
 		t.Fatal(err)
 	}
 	if err = r.Sync(ctx); err != nil {
@@ -126,7 +147,7 @@ func TestDeviceThatIsFull(t *testing.T) {
 	if err != nil {
 		t.Fatalf("once there is room: %v", err)
 	}
-	file, err := os.ReadFile(back)
+	file, err := os.ReadFile(dev)
 	if err == nil {
 		err = fixture.Compare(file[:len(want)], want, 0)
 	}
