@@ -237,7 +237,8 @@ type snapshot struct {
 	cpu      float64 // s
 	switches float64
 	major    float64
-	allocs   float64
+	begun    float64 // allocations before this snapshot
+	allocs   float64 // and after it: it makes some itself, more than some rows
 	ticks    float64
 	moved    float64 // bytes from or to the device; negative: not told
 	others   float64 // s of processor time of the machine; negative: not told
@@ -253,7 +254,7 @@ func (b *bench) look(t *countingTicker) (s snapshot) {
 		}
 		return v
 	}
-	s.at = time.Now()
+	s.at, s.begun = time.Now(), allocations()
 	s.ops = b.ops()
 	s.misses = -1
 	if b.way.misses != nil {
@@ -272,10 +273,15 @@ func (b *bench) look(t *countingTicker) (s snapshot) {
 		s.syscalls = told(readCounter(rowSyscallsFD))
 		s.ipis = told(readCounter(rowFlushesFD))
 	}
-	allocs := []metrics.Sample{{Name: "/gc/heap/allocs:objects"}}
-	metrics.Read(allocs)
-	s.allocs = float64(allocs[0].Value.Uint64())
+	s.allocs = allocations()
 	return s
+}
+
+// allocations is how many objects the process has allocated.
+func allocations() float64 {
+	s := []metrics.Sample{{Name: "/gc/heap/allocs:objects"}}
+	metrics.Read(s)
+	return float64(s[0].Value.Uint64())
 }
 
 // metrics makes figures of what lies between two snapshots.
@@ -305,7 +311,7 @@ func (b *bench) metrics(before, after snapshot) map[string]float64 {
 		m[mCPUOp] = (after.cpu - before.cpu) * 1e6 / ops
 	}
 	perMiss(mSwitches, before.switches, after.switches)
-	perMiss(mAllocs, before.allocs, after.allocs)
+	perMiss(mAllocs, before.allocs, after.begun)
 	perMiss(mMachine, before.flushes, after.flushes)
 	perMiss(mSyscalls, before.syscalls, after.syscalls)
 	perMiss(mIPIs, before.ipis, after.ipis)
