@@ -50,7 +50,25 @@ var readied struct {
 	_ [64]byte
 	n atomic.Int32
 	_ [60]byte
+
+	// runnable counts those who have been told of their pages and have not run
+	// since, but for parked ones; see crowded.
+	runnable atomic.Int32
+	_        [60]byte
 }
+
+// crowdMost is how many goroutines are made ready before some of them have run. A
+// P has 256 places for them; those beyond go to a queue of all Ps, from which
+// one in 61 is taken as long as the P has others. When it is not the device but
+// the processors that a thousand goroutines wait for, some of them would never
+// be among the others.
+const (
+	crowdMost = 32
+	crowdSlow = 50 * time.Millisecond // who yielded for so long did it for others than ours
+	crowdRest = 32                    // … and goes on with so many chunks
+)
+
+func crowded() bool { return readied.runnable.Load() >= crowdMost }
 
 // Submit starts ops, or adds them to what the leader is going to submit.
 func (g *gatherer) Submit(ops []*aio.Op) {

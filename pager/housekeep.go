@@ -5,6 +5,7 @@ package pager
 import (
 	"context"
 	"errors"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,8 +32,18 @@ func now() time.Time { return time.Now() }
 
 func (p *Pager) reap() {
 	defer p.wg.Done()
+	rest := 0 // chunks to reap before the next look at the crowd
 	for {
 		for p.engine.Reap(8) > 0 {
+			if rest > 0 {
+				rest--
+			} else if crowded() {
+				began := time.Now()
+				runtime.Gosched()
+				if time.Since(began) > crowdSlow {
+					rest = crowdRest
+				}
+			}
 		}
 		if err := p.engine.Wait(context.Background()); err != nil {
 			return

@@ -129,7 +129,9 @@ func (p *Pager) submit(b *batch) {
 	}
 	// Whatever has finished meanwhile is taken along: it saves its reaper a
 	// wake-up, and costs no system call when there is nothing.
-	p.reapSome(8)
+	if !crowded() {
+		p.reapSome(8)
+	}
 }
 
 // launch makes l ready to go with b, or queues it while the queue depth is

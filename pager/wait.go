@@ -204,6 +204,7 @@ func (op *waitOp) complete() {
 	}
 	if op.state.CompareAndSwap(opActive, opDone) {
 		readied.n.Add(1)
+		readied.runnable.Add(1)
 		op.ch <- struct{}{}
 		return
 	}
@@ -253,6 +254,7 @@ func (op *waitOp) wait(ctx context.Context) error {
 			<-op.ch
 		}
 	}
+	readied.runnable.Add(-1)
 	err = op.err
 	op.free()
 	r.leave()
