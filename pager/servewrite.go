@@ -25,9 +25,10 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 			if since == 0 {
 				return 0 // it has left: the store faults anew
 			}
-			// So it would each time, and wait from the beginning.
-			if errno = serveReadVia(d, page); errno != 0 {
-				return errno
+			// So it would each time, and wait from the beginning. (A read that
+			// fails is left to that: it may be worth another try.)
+			if serveReadVia(d, page) != 0 {
+				return 0
 			}
 			continue
 		}
