@@ -62,6 +62,11 @@ const (
 	rescueFirst = int64(7 * time.Millisecond) // after a miss, and between looks
 	rescueAgain = int64(4 * time.Millisecond) // when completions are waiting
 
+	// Pages mapped in one look, of each sort. Where a crowd stands still,
+	// it is for want of turns and not of pages, and one that reads them one after
+	// another without a P would only take the processor from it.
+	rescueMost = 16
+
 	maxRescued = 256 // pagers that are looked at
 
 	seatCount    = 1024
@@ -289,8 +294,8 @@ func lookAtParked() int {
 		if parked-started > parkedKept {
 			n = parked - parkedKept + 1
 		}
-		for ; n <= rescuer.lastParked && bare.Load64(&rescuer.started) == started; n++ {
-			parkedVia(coro.ParkedAt(n))
+		for left := rescueMost; n <= rescuer.lastParked && left > 0 && bare.Load64(&rescuer.started) == started; n++ {
+			left -= parkedVia(coro.ParkedAt(n))
 		}
 	}
 	rescuer.lastParked, rescuer.lastStarted = parked, started
@@ -300,15 +305,15 @@ func lookAtParked() int {
 const parkedKept = 1000 // addresses that coro remembers, a few of which may be written anew at this moment
 
 // rescueParked loads the page at addr if it is missing and there is a frame for
-// it: of the ordinary ones, for there are threads that have nothing but the last.
+// it, and returns how many pages it has loaded: of the ordinary frames, for there are threads that have nothing but the last.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func rescueParked(addr uintptr) {
+func rescueParked(addr uintptr) (loaded int) {
 	d := enterServer(addr)
 	if d == nil {
-		return
+		return 0
 	}
 	page := uint64(addr-d.base) >> d.shift
 	if pw, v := d.look(page); bare.Load32(&d.flags)&descRaw != 0 && !d.past(page) && (pw == nil || v&stateMask == stMissing) && d.words.takeFrames(d.framesPerPage()) {
@@ -316,9 +321,11 @@ func rescueParked(addr uintptr) {
 			d.words.giveFrames(d.framesPerPage())
 		} else if fillVia(d, pw, page, gen, noticeLoaded) == 0 {
 			bare.Add64(&d.words.rescued, 1)
+			loaded = 1
 		}
 	}
 	bare.Add32(&d.users, ^uint32(0))
+	return loaded
 }
 
 // look looks at one pager, and rescues its loads if nobody has got on with them
@@ -337,12 +344,12 @@ func (w *pagerWords) look() int {
 		if now > seatCount {
 			at = now - seatCount + 1
 		}
-		for ; at <= w.upTo; at++ {
+		for left := rescueMost; at <= w.upTo && left > 0; at++ {
 			v := bare.Load64((*uint64)(unsafe.Add(unsafe.Pointer(&w.seats), at%seatCount*8)))
 			if v == 0 {
 				continue
 			}
-			rescueVia(w, v)
+			left -= rescueVia(w, v)
 			if w.see(&s); !stuck(&s, &w.last) {
 				break // somebody does after all
 			}
@@ -359,15 +366,15 @@ func (w *pagerWords) look() int {
 }
 
 // rescueLoad loads the pages of a seat that are still on their way and that
-// somebody waits for.
+// somebody waits for, and returns how many those were.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func rescueLoad(w *pagerWords, seat uint64) {
+func rescueLoad(w *pagerWords, seat uint64) (loaded int) {
 	d := enterDesc(uint32(seat>>(seatRunBits+seatPageBits)), w)
 	if d == nil {
-		return
+		return 0
 	}
 	page := seat >> seatRunBits & (1<<seatPageBits - 1)
 	end := page + seat&(1<<seatRunBits-1) + 1
@@ -379,7 +386,9 @@ func rescueLoad(w *pagerWords, seat uint64) {
 		n := v + genOne
 		if bare.Cas64(pw, v, n) {
 			fillVia(d, pw, page, uint32(n>>32), noticeRescued)
+			loaded++
 		}
 	}
 	bare.Add32(&d.users, ^uint32(0))
+	return loaded
 }

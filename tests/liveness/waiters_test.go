@@ -171,8 +171,12 @@ func TestTenThousandWaitersOnFewThreads(t *testing.T) {
 			if n := fixture.Threads(t); n >= 20 {
 				t.Errorf("%d threads for %d waiters", n, waiters)
 			}
-			if done.Load() != 0 {
-				t.Errorf("%d waiters did not wait", done.Load())
+			// On a busy machine the rescuer, which no Hold holds, has read some.
+			switch n := p.Stats().Rescued; {
+			case done.Load() > n:
+				t.Errorf("%d waiters did not wait, and only %d pages were rescued", done.Load(), n)
+			case n > waiters/2:
+				t.Errorf("%d of %d waiters did not wait, for their pages were rescued", n, waiters)
 			}
 			runtime.GC() // with all of them waiting
 			s.Release()

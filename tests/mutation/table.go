@@ -332,7 +332,7 @@ var table = []mutation{
 	{
 		name:  "no-rescue",
 		what:  "a page whose read is done waits for a goroutine that gets a P",
-		edits: []edit{{"pager/rescue.go", "\t\t\trescueVia(w, v)\n", ""}},
+		edits: []edit{{"pager/rescue.go", "left -= rescueVia(w, v)", "left -= 0"}},
 		pkg:   "tests/liveness", test: "TestMissesAmongSpinners",
 	},
 	{
