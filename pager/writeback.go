@@ -320,9 +320,8 @@ func (p *Pager) writeSpan(r *Region, list []dirtyPage, why writeWhy, b *writeBat
 		if run.took == 0 {
 			bufs.put(to[i])
 		} else {
-			took := p.write(r, at, uint64(run.took), to[i], why, b)
-			started += int(took)
-			at += max(1, took)
+			at += max(1, p.write(r, at, uint64(run.took), to[i], why, b))
+			started += run.took
 		}
 		// What is write-pinned, and what comes after a page that is not dirty
 		// any more.
