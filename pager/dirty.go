@@ -510,7 +510,6 @@ func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (
 	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
 		return 0, errnoTakenOver
 	}
-	d.afterSpan(page)
 	errno = mapPages(d.addr(page), src, d.pageSize(), false)
 	if errno != 0 {
 		setState(pw, stInstalling, stLoading, 0, 0)

@@ -31,20 +31,8 @@ var table = []mutation{
 	{
 		name:  "copy-unprotected",
 		what:  "a dirty page is copied out without being protected first",
-		edits: []edit{{"pager/writeback.go", "if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}, {"pager/span.go", "if protectRange(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {", "if _, _ = first, end; true {"}},
+		edits: []edit{{"pager/writeback.go", "if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}},
 		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2",
-	},
-	{
-		name:  "span-over-writable-pages",
-		what:  "pages in between are write-protected together with the dirty ones although they are to be writable",
-		edits: []edit{{"pager/span.go", "for page := from; page < to; page++ {", "for page := to; page < to; page++ {"}},
-		pkg:   "pager", test: "TestSpanEndsBeforeWritablePages", quick: true,
-	},
-	{
-		name:  "span-not-waited-for",
-		what:  "a page becomes writable while it is being write-protected with others",
-		edits: []edit{{"pager/span.go", "bare.Load64(&d.span) == v; turn++", "false; turn++"}},
-		pkg:   "pager", test: "TestWritablePagesWaitForTheSpan",
 	},
 	{
 		name:  "redirtied-is-clean",
