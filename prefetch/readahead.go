@@ -21,9 +21,10 @@ type ReadaheadOptions struct {
 // stream after 3 misses that leave few holes, when it grew at one end: at least
 // twice at that end and less at the other. The order inside a run means
 // nothing, because runtime.memmove touches the last page of a copy before the
-// first: a forward scan by copies of two pages misses 1, 0, 3, 2, 5, 4. Streams
-// that turn out not to be any raise the evidence asked of the next ones, up to
-// 9 misses, and lower what is staked on them.
+// first: a forward scan by copies of two pages misses 1, 0, 3, 2, 5, 4. In a region
+// so small that random misses are often near to each other it takes one to three more.
+// Streams that turn out not to be any raise the evidence asked of the next ones by up to
+// 6 misses, and lower what is staked on them.
 //
 // # The window
 //
@@ -129,7 +130,7 @@ const maxDoubt = 24
 // window has: less trust and smaller stakes after streams that went nowhere,
 // and in a region so small that random pages are often neighbours.
 func (r *readahead) stake(plan *Plan) (need int, window int64) {
-	need = minEvidence + r.doubt/4
+	need = minEvidence + r.doubt/4 + r.runs.chance(plan.Pages)
 	window = plan.pages(r.minBytes)
 	if r.doubt == 0 {
 		// Where streams have been going on for long, the next one will too.
@@ -143,14 +144,14 @@ func (r *readahead) stake(plan *Plan) (need int, window int64) {
 func (r *readahead) advance(i int, e Event, plan *Plan) {
 	s := r.table.use(i)
 	x, _ := s.position(e.Page)
+	if e.Kind == Touch {
+		s.touched++
+	}
 	if x <= s.pos {
 		return // inside a copy that began at its far end, or missed again
 	}
 	next, planned := s.next, x < s.next
 	marked := s.isBoundary(x)
-	if e.Kind == Touch {
-		s.touched++
-	}
 	switch {
 	case e.Kind == Touch:
 		if planned && !marked && !e.Late {
@@ -158,9 +159,12 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		}
 		// Where every touch is seen, a reader does not jump; what does is
 		// somebody else who hit the window by chance, unless it goes on there.
-		if s.sees && x > s.pos+slack && (x > s.jump+slack || x < s.jump-slack) {
-			s.jump = x
-			return
+		if s.sees && x > s.pos+slack {
+			if x > s.jump+slack || x < s.jump-slack {
+				s.jump = x
+				return
+			}
+			s.goOn(min(x, s.jump), x, 2)
 		}
 	case planned && !marked:
 		// It had been planned and is missing: evicted before its use, or
@@ -170,6 +174,20 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		s.n = 0
 		next = x + 1
 	case !planned:
+		// A reader whose touches are seen does not come to the end of his window
+		// without any; random work does. Then it takes some misses that go on
+		// there, as at the beginning of a stream.
+		switch {
+		case s.sees && s.sparse(x):
+			s.doubts = minEvidence - 1 + r.doubt/4
+		case s.doubts > 0:
+			s.doubts--
+		}
+		if s.doubts > 0 {
+			s.goOn(x, x, 0)
+			r.table.set(i, x, x+1)
+			return
+		}
 		s.sees = false // touches would have kept the window ahead
 	}
 	boundary := s.passBoundaries(x)
@@ -178,7 +196,7 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 	}
 	r.table.set(i, x, next)
 	if boundary {
-		sparse := s.sees && s.touched < (x-s.entered)/minDensity
+		sparse := s.sees && s.sparse(x)
 		s.entered, s.touched = x, 0
 		if sparse {
 			return // not a reader, but random work that hits what was read ahead
@@ -194,10 +212,6 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		r.refill(i, plan)
 	}
 }
-
-// minDensity: of a stream whose touches are seen, at least one of so many pages
-// must be touched.
-const minDensity = 4
 
 // limit is the largest window of the stream in pages.
 func (r *readahead) limit(s *stream, plan *Plan) int64 {

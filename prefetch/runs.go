@@ -1,5 +1,7 @@
 package prefetch
 
+import "math/bits"
+
 // span is the pages lo..hi, both included.
 type span struct{ lo, hi int64 }
 
@@ -138,6 +140,13 @@ func (t *runTable) add(p, pages int64) {
 	t.set(t.hand, span{p, p})
 	t.runs[t.hand] = run{misses: 1}
 	t.hand++
+}
+
+// chance is how many misses more a stream must have where random ones are often
+// near to one of those that are remembered: one for 3 % of them, two for 6 %.
+func (t *runTable) chance(pages int64) int {
+	const near = 2*gap + 1
+	return bits.Len64(uint64(int64(len(t.spans)) * near * 32 / max(pages, 1)))
 }
 
 func (t *runTable) remove(i int) {

@@ -23,6 +23,7 @@ type stream struct {
 	touched int64 // touches seen since
 
 	jump   int64 // a touch too far ahead of pos to be believed at once
+	doubts int   // misses that must come before the stream is believed again
 	sees   bool  // touches of prefetched pages are reported
 	proven bool  // came as far as a boundary
 	idle   bool  // not seen for a while: has no share of the room
@@ -72,6 +73,21 @@ func (s *stream) passBoundaries(x int64) bool {
 	copy(s.boundaries[:], s.boundaries[k:s.n])
 	s.n -= k
 	return true
+}
+
+// minDensity: of a stream whose touches are seen, at least one of so many pages
+// must be touched.
+const minDensity = 2
+
+// sparse: too few of the pages up to x have been touched.
+func (s *stream) sparse(x int64) bool { return s.touched < (x-s.entered)/minDensity }
+
+// goOn lets the stream begin again at from, where touched pages have been seen up
+// to x: what lies before is somebody else's, and has not been passed.
+func (s *stream) goOn(from, x, touched int64) {
+	s.passBoundaries(x)
+	s.start, s.trail, s.dropped, s.entered = from, from, from, from
+	s.touched = touched
 }
 
 func (s *stream) page(x int64) int64 { return s.base + x*s.step }
