@@ -104,22 +104,24 @@ func TestScanIsReadAhead(t *testing.T) {
 	}
 }
 
-// The default policy reads next to nothing more than random work asks for: by
-// 3 % where pages are as far apart as in a file much larger than memory; and
-// where they are so close that chance makes streams all the time, by what it
-// learns not to stake on them (12 % if it does not learn from false starts, 9.4 %
-// if two misses are a stream).
+// The default policy reads next to nothing more than random work asks for: by a
+// hundredth of the 3 % it may where pages are as far apart as in a file much larger
+// than memory; and little more where they are so close that chance makes streams all the
+// time. What is asserted is near to what there is, on a memory store the same in every
+// run, so that each of the things that keep it so low is missed when it is gone.
 func TestRandomWorkIsLeftAlone(t *testing.T) {
 	for _, c := range []struct {
 		way            string
 		pages, touches int64
-		most           float64
+		most           float64 // read ahead, of what is missed
 	}{
-		{"Acquire", 1 << 16, 20_000, 0.03},
-		{"Bytes", 1 << 16, 6_000, 0.03},
-		{"Acquire", 1 << 14, 40_000, 0.085},
+		{"Acquire", 1 << 16, 20_000, 0.001},
+		{"Bytes", 1 << 16, 6_000, 0.001},
+		{"Acquire", 1 << 14, 40_000, 0.007},
+		{"Acquire", 1 << 12, 40_000, 0.007},
+		{"Bytes", 1 << 12, 20_000, 0.025},
 	} {
-		if testing.Short() && c.pages < 1<<16 {
+		if testing.Short() && c.touches > 20_000 {
 			continue
 		}
 		rng := rand.New(rand.NewPCG(1, 2))
