@@ -109,6 +109,15 @@ func (p *Pager) lead() bool {
 	return true
 }
 
+// single says that the caller's is the only read under way (but for one whose
+// reaper has told of it and not counted it yet), and that nobody has been told of
+// his pages and has not run: those who were made ready since the last yield
+// were the caller himself, and to yield would only wake a thread that finds
+// nothing to do.
+func (p *Pager) single() bool {
+	return p.inflight.Load() <= 2 && readied.runnable.Load() == 0
+}
+
 // yield lets those run who are ready.
 func (g *gatherer) yield() {
 	readied.n.Store(0)

@@ -120,7 +120,7 @@ func (p *Pager) submit(b *batch) {
 	if b.misses() {
 		rescueLater()
 	}
-	lead := b.misses() && p.lead()
+	lead := b.misses() && !p.single() && p.lead()
 	p.flushBatch(b)
 	b.free()
 	if lead {
