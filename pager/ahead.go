@@ -391,9 +391,10 @@ func (p *Pager) aheadLimit() int64 {
 }
 
 // aheadRoom is how many frames of j may be claimed now, and how many with one
-// read.
+// read: half of what may be under way, unless that is to be one read.
 func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
-	room, run = p.aheadLimit(), maxRun>>frameShift
+	room = p.aheadLimit()
+	run = min(maxRun>>frameShift, max(room/2, j.r.fpp))
 	if p.aheadLoads.Load() >= int32(max(1, p.opt.QueueDepth/aheadShare)) {
 		return 0, run
 	}
@@ -402,7 +403,7 @@ func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
 		if j.hint {
 			flight, longest = calmBulk, calmBulk
 		}
-		room, run = min(room, max(flight>>frameShift, j.r.fpp)), longest>>frameShift
+		room, run = min(room, max(flight>>frameShift, j.r.fpp)), min(run, longest>>frameShift)
 	}
 	return room - p.aheadPages.Load(), run
 }
@@ -440,6 +441,7 @@ func (p *Pager) pump(b *batch) {
 // pumpInto claims pages of jobs into b as far as there is room.
 func (p *Pager) pumpInto(b *batch) {
 	q := &p.jobs
+	holes := false // what was claimed last was less than it might have been
 	for q.pending.Load() != 0 && p.waiting.Load() == 0 {
 		q.mu.Lock()
 		j := q.first()
@@ -455,8 +457,12 @@ func (p *Pager) pumpInto(b *batch) {
 		}
 		room, run := p.aheadRoom(j)
 		n := min(j.end-j.next, max(1, uint64(run/r.fpp)))
-		if want := int64(n) * r.fpp; room < r.fpp || room < want && p.aheadPages.Load() >= want {
-			// A short read now would come back as room for another short one.
+		if room < r.fpp || room < int64(n)*r.fpp && !holes {
+			// A short read now would come back as room for another short one, until
+			// there are nothing but reads of a page under way, each of which is
+			// submitted by itself, and in front of every demand. What is under way
+			// comes back as room for a long one. Where most of what is named is
+			// there, the holes that make up one read go out together.
 			q.mu.Unlock()
 			return
 		}
@@ -468,17 +474,18 @@ func (p *Pager) pumpInto(b *batch) {
 			continue
 		}
 		b.apart = run < maxRun>>frameShift // else it would become one long read after all
-		ok := p.claimAhead(r, first, n, hint, mark, b)
+		got, ok := p.claimAhead(r, first, n, hint, mark, b)
 		r.leave()
 		if !ok {
 			return
 		}
+		holes = got < n
 	}
 }
 
 // claimAhead claims the Missing pages among n for prefetch, of which mark-1 may
-// be a marker. false: no frames.
-func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, mark uint64, b *batch) bool {
+// be a marker, and says how many there were. false: no frames.
+func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, mark uint64, b *batch) (got uint64, ok bool) {
 	have := int64(0) // frames
 	for page := first; page < first+n; page++ {
 		if pw, w := r.d.look(page); pw != nil && w&stateMask != stMissing {
@@ -500,15 +507,16 @@ func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, mark uint64, b
 			want := int64(min(first+n-page, maxEvictBatch)) * r.fpp
 			if p.reserve(r, want) != roomMade {
 				if want = r.fpp; p.reserve(r, want) != roomMade {
-					return false // have is 0
+					return got, false // have is 0
 				}
 			}
 			have += want
 		}
-		_, gen, got := r.d.claim(page, extra)
-		if got != claimed {
+		_, gen, res := r.d.claim(page, extra)
+		if res != claimed {
 			continue
 		}
+		got++
 		have -= r.fpp
 		if r.d.past(page) {
 			p.failPage(r, page, gen, stLoading, errRange)
@@ -526,7 +534,7 @@ func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, mark uint64, b
 	if have > 0 {
 		p.unreserve(have)
 	}
-	return true
+	return got, true
 }
 
 // readAhead queues a range that the program named, at most limit frames of it

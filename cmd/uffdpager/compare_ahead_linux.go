@@ -54,11 +54,13 @@ func needInBulk(r *pager.Region, budget int64, stop func() bool) {
 		if r.Advise(at, piece, pager.WillNeed) != nil {
 			return
 		}
-		for waited := 0; !stop() && waited < 1000; waited++ {
-			if resident, _ := r.Residency(at, piece); resident >= piece*9/10 {
-				break
+		for last := int64(-1); !stop(); {
+			resident, _ := r.Residency(at, piece)
+			if resident == last {
+				break // all there, or gone again: what nobody has used yet has a share of the budget
 			}
-			time.Sleep(time.Millisecond)
+			last = resident
+			time.Sleep(4 * time.Millisecond)
 		}
 		if r.Advise(at, piece, pager.DontNeed) != nil {
 			return
