@@ -69,6 +69,55 @@ func BenchmarkCycle(b *testing.B) {
 	}
 }
 
+// BenchmarkCycleRuns is the same for a scan: neighbours are installed 64 at a
+// time, read, and taken away as one range, 256 MiB behind. What is read is
+// nothing, a byte of each page, or all of its cache lines.
+func BenchmarkCycleRuns(b *testing.B) {
+	const (
+		pages = 1 << 30 / 4096
+		room  = 256 << 20 / 4096
+	)
+	for _, run := range []uintptr{64, 256} {
+		for _, step := range []uintptr{0, pageSize, 64} {
+			b.Run(fmt.Sprintf("run=%dKiB/step=%d", run*pageSize>>10, step), func(b *testing.B) {
+				u := open(b, APIWriteProtect)
+				base, src := region(b, u, pages), memory(b, run)
+				for i := range run {
+					fill(src+i*pageSize, 1, byte(i+1))
+				}
+				sum := byte(0)
+				cycle := func(i uintptr) {
+					first := i * run
+					if first >= room {
+						old := Range{base + (first-room)%pages*pageSize, run * pageSize}
+						_, errno := RawZap(&old, 1)
+						mustErrno(b, errno)
+					}
+					addr := base + first%pages*pageSize
+					_, errno := RawCopy(u.Fd(), addr, src, run*pageSize, CopyWP)
+					mustErrno(b, errno)
+					for off := uintptr(0); step != 0 && off < run*pageSize; off += step {
+						sum += *at(addr + off)
+					}
+				}
+				i := uintptr(0)
+				for ; i < room/run; i++ {
+					cycle(i)
+				}
+				before := processCPU()
+				b.ResetTimer()
+				n := (uintptr(b.N) + run - 1) / run
+				for range n {
+					cycle(i)
+					i++
+				}
+				b.ReportMetric(float64(processCPU()-before)/float64(n*run), "cpu-ns/page")
+				_ = sum
+			})
+		}
+	}
+}
+
 // processCPU is the processor time of the process, in ns.
 func processCPU() int64 {
 	var u unix.Rusage
