@@ -279,7 +279,7 @@ func (p *Pager) finish(l *load, err error) {
 		p.readSingly(l, err)
 		return
 	}
-	if err != nil {
+	if err != nil && l.owns() {
 		p.readFailed(r, l.first, len(l.gens), err)
 	}
 	for i := 0; i < len(l.gens); i += groupMax {
@@ -294,6 +294,19 @@ func (p *Pager) finish(l *load, err error) {
 	r.arrived(l)
 	p.landed(l)
 	p.transition()
+}
+
+// owns: some page is still the load's. If none is, they were taken over or given
+// up, perhaps because the region is shorter now, and how the read has ended is
+// nobody's concern.
+func (l *load) owns() bool {
+	for i, gen := range l.gens {
+		pw, w := l.r.d.look(l.first + uint64(i))
+		if pw != nil && w&stateMask == stLoading && uint32(w>>32) == gen {
+			return true
+		}
+	}
+	return false
 }
 
 // landed frees a load and its place in the queue depth, and starts what waits
