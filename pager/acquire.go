@@ -102,7 +102,7 @@ func (r *Region) pinHit(page uint64) bool {
 				r.firstTouch(pw, w, page)
 				continue
 			}
-			if w&pinMask == pinMask {
+			if w&pinMask == pinMask || w&(pinMask|flagKept) == 0 && r.p.w.tight() {
 				return false
 			}
 			if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)&^flagWatched|flagTouched) {

@@ -132,28 +132,28 @@ func (p *Pager) SetBudget(bytes int64) error {
 		return fmt.Errorf("%w: a region with pages of %d bytes is mapped and needs four of them", ErrBudget, p.largestPage.Load()<<frameShift)
 	}
 	old := p.budget.Load()
-	p.resize(frames)
 	if frames >= old {
+		p.resize(frames)
 		p.serveLine()
 		return nil
 	}
 	// On the way down the old budget still holds for the fault server, which
 	// must never be stuck.
-	shrink := func(on int64) {
-		bareStore64(&p.w.frameSlack, on*(old-frames))
-		bareStore64(&p.w.creditSlack, on*(old-frames)+p.creditSlack(frames))
-	}
-	shrink(1)
+	p.resize(frames)
 	stall := time.Now()
 	best := int64(math.MinInt64)
+	over := old - frames
 	for {
 		free, left := load64(&p.w.free), p.credits.left()
-		if free >= 0 && left >= -p.creditSlack(frames) {
-			shrink(0)
+		if free >= 0 && left >= -p.creditTight(frames) {
+			p.setSlack(frames, 0)
 			if load64(&p.w.free) >= 0 {
 				break
 			}
-			shrink(1) // a server was faster
+			p.setSlack(frames, over) // a server was faster
+		} else if now := max(-free, -left, 0); now < over {
+			over = now // what has been reached is not given away again
+			p.setSlack(frames, over)
 		}
 		if left < 0 {
 			p.credits.recall()
@@ -166,7 +166,6 @@ func (p *Pager) SetBudget(bytes int64) error {
 			best, stall = min(free, left), time.Now()
 		}
 		if time.Since(stall) > p.opt.StallLimit {
-			shrink(0)
 			p.resize(old)
 			p.serveLine()
 			return fmt.Errorf("%w: %d bytes are pinned or cannot be written", ErrBudget, max(-free, -left)<<frameShift)
@@ -191,9 +190,31 @@ func (p *Pager) creditLast(frames int64) int64 {
 	return n - min(4*p.largestPage.Load(), n/2)
 }
 
-// resize sets the budget without waiting. budgetMu is held (or p is new).
+// creditTight leaves the last two pages of the reserve to stores that block
+// their threads; see claims.go.
+func (p *Pager) creditTight(frames int64) int64 {
+	return max(0, p.creditLast(frames)-2*p.largestPage.Load())
+}
+
+// setSlack sets what servers may use beyond what there is: more while a budget
+// that is larger by so much has still to be given up.
+func (p *Pager) setSlack(frames, more int64) {
+	bareStore64(&p.w.frameSlack, more)
+	bareStore64(&p.w.creditSlack, more+p.creditSlack(frames))
+	bareStore64(&p.w.creditLast, more+p.creditLast(frames))
+	bareStore64(&p.w.creditTight, more+p.creditTight(frames))
+}
+
+// resize sets the budget without waiting. What it takes away servers may go on
+// using, until setSlack says otherwise, from before it is taken away: the world
+// may stop in between. budgetMu is held (or p is new).
 func (p *Pager) resize(frames int64) {
 	old := p.budget.Swap(frames)
+	if frames <= old {
+		p.setSlack(frames, old-frames)
+	} else {
+		defer p.setSlack(frames, 0)
+	}
 	limit := frames - p.unpinnable(frames)
 	p.credits.setLimit(limit, limit-p.pinnable.Swap(limit))
 	batch := int64(p.opt.EvictBatch)
@@ -211,8 +232,6 @@ func (p *Pager) resize(frames int64) {
 		low += b
 	}
 	bareStore64(&p.w.lowWater, low)
-	bareStore64(&p.w.creditSlack, p.creditSlack(frames))
-	bareStore64(&p.w.creditLast, p.creditLast(frames))
 	add64(&p.w.free, frames-old)
 	p.limitLoose()
 	p.evictMu.Lock()

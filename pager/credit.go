@@ -113,7 +113,7 @@ func (c *credits) takeGlobal(n int64) bool {
 // give returns n credits. somebody says that somebody waits for them: then
 // they go where he looks.
 func (c *credits) give(n int64, somebody bool) {
-	if somebody {
+	if somebody || c.w.tight() {
 		c.global.Add(n)
 		return
 	}

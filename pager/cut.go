@@ -223,6 +223,7 @@ func (r *Region) prepare(tries int) error {
 	if err := a.flushError(); err != nil {
 		return err
 	}
+	p.relieve(r)
 	window := max(1, int(writeWindow/r.fpp))
 	for round := 0; ; round++ {
 		list := p.collectDirty(nil, d, 0)

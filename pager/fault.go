@@ -362,8 +362,24 @@ func serve(f *coro.Fault) (errno uintptr) {
 const (
 	patience    = 40
 	patienceNap = 25_000 // ns
-	serveLimit  = 20_000 // turns (about a second) after which errors of the store are the fault's
 )
+
+// A fault that nothing can be written for ends with an error after serveLimit
+// nanoseconds, a quarter of that if writing has failed; but not before the server
+// has looked so often: the process may have been stopped.
+const (
+	serveLimit = 2_000_000_000
+	serveTurns = 1000
+)
+
+// givesUp: since then there has been nothing to write, or it has failed.
+//
+//go:nosplit
+//go:norace
+func givesUp(since int64, turn int, failed uintptr) bool {
+	waited := bare.Nanotime() - since
+	return turn > serveTurns && (waited > serveLimit/4 && failed != 0 || waited > serveLimit)
+}
 
 // Every thread that is blocked holds its P. When as many are served as there
 // are Ps, no ordinary owner can be running.
@@ -388,6 +404,7 @@ func impatient(turn int) bool {
 //go:nocheckptr
 func serveRead(d *desc, page uint64) (errno uintptr) {
 	var failed uintptr
+	var since int64 // when it found nothing to write for the first time
 	for turn := 0; ; turn++ {
 		if bare.Load32(&d.state) != descLive {
 			return errnoClosed
@@ -434,7 +451,10 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 				if e != errnoNothing {
 					failed = e
 				}
-				if failed != 0 && turn > serveLimit {
+				if since == 0 {
+					since = bare.Nanotime()
+				}
+				if failed != 0 && givesUp(since, turn, failed) {
 					return failed // the store takes nothing
 				}
 				bare.FutexWait(&napWord, 0, patienceNap)

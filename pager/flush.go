@@ -5,6 +5,7 @@ package pager
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Writes in flight
@@ -29,6 +30,8 @@ type flusher struct {
 	ios    atomic.Int64  // writes in the background that are under way
 
 	sweeping bool // the housekeeper's: some region has something left to write
+
+	left time.Time // since when feed leaves pages to the rescuer; see claims.go
 }
 
 // writeWindow bounds, in frames, the copies of pages on their way to the store.
@@ -67,7 +70,7 @@ func (p *Pager) feed() {
 }
 
 // feedOne starts a few writes for the Sync that has waited longest. false: no
-// Sync waits.
+// Sync waits, or others are to write its pages.
 func (p *Pager) feedOne() bool {
 	f := &p.flush
 	f.mu.Lock()
@@ -77,9 +80,23 @@ func (p *Pager) feedOne() bool {
 		return false
 	}
 	s := f.hungry[0]
+	most := p.mayFly(s.r)
+	if most == freely {
+		f.left = time.Time{}
+	} else if most == 0 {
+		if f.left.IsZero() {
+			f.left = time.Now()
+		}
+		if time.Since(f.left) < reliefLimit {
+			f.mu.Unlock()
+			rescueLater() // who then wakes the housekeeper
+			return false
+		}
+		most = 1
+	}
 	f.hungry = append(f.hungry[:0], f.hungry[1:]...)
 	f.mu.Unlock()
-	if list := s.next(); len(list) > 0 {
+	if list := s.next(most); len(list) > 0 {
 		p.hunger(s) // behind the others, until its list is empty
 		p.writeBack(list, writeSync)
 	}

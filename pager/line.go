@@ -407,7 +407,7 @@ func (p *Pager) breakStall() {
 
 // giveCredits returns credits of pages that are not pinned (or dirty) any more.
 func (p *Pager) giveCredits(n int64) {
-	if p.lineLen[lineCredits].Load() != 0 {
+	if p.lineLen[lineCredits].Load() != 0 && !p.w.tight() {
 		p.line.mu.Lock()
 		if op := p.line.queue[lineCredits].head; op != nil && !op.served && op.saved+n <= op.credits() {
 			op.saved += n

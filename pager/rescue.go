@@ -219,6 +219,7 @@ var (
 	lookVia   = (*pagerWords).look
 	rescueVia = rescueLoad
 	parkedVia = rescueParked
+	tightVia  = (*pagerWords).cleanTight
 )
 
 // rescue is the thread's life.
@@ -335,6 +336,9 @@ func rescueParked(addr uintptr) (loaded int) {
 //go:norace
 //go:nocheckptr
 func (w *pagerWords) look() int {
+	if w.tight() && load64(&w.dirty) > 0 {
+		tightVia(w)
+	}
 	now := bare.Load64(&w.seatNext)
 	var s sight
 	w.see(&s)

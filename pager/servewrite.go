@@ -55,15 +55,19 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 		if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack), true) {
 			return 0
 		}
-		if e := cleanVia(d.words, turn); e != 0 {
+		e := cleanVia(d.words, turn)
+		if e == 0 {
+			if since != 0 {
+				since = bare.Nanotime() // others are faster, but something moves
+			}
+		} else {
 			if e != errnoNothing {
 				failed = e
 			}
-			now := bare.Nanotime()
 			if since == 0 {
-				since = now
+				since = bare.Nanotime()
 			}
-			if waited := now - since; turn > storeTurns && (waited > storeLimit/4 && failed != 0 || waited > storeLimit) {
+			if givesUp(since, turn, failed) {
 				// The store takes nothing, or nothing may be written.
 				if failed == 0 {
 					failed = errnoNoRoom
@@ -83,14 +87,6 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 // lastResort is how many turns a blocked store waits for writes that are in
 // flight, in case their owners can run, before it takes the last credits.
 const lastResort = 16
-
-// A store that nothing can be written for is a fault after storeLimit
-// nanoseconds, a quarter of that if writing has failed; but not before it has
-// looked so often: the process may have been stopped.
-const (
-	storeLimit = 2_000_000_000
-	storeTurns = 1000
-)
 
 const (
 	errnoNothing = 1<<21 + 2 // no page that the server may write

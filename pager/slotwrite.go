@@ -53,7 +53,9 @@ func (r *Region) writeSlots(list []dirtyPage, why writeWhy, c *cut) (started int
 			if room <= 0 {
 				break
 			}
-			n = min(n, int(max(1, room/r.fpp)))
+			if n = min(n, int(max(1, room/r.fpp)), p.mayFly(r)); n == 0 {
+				break
+			}
 		}
 		w, used, none := r.gather(list[:n], c)
 		full = full || none

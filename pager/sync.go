@@ -205,11 +205,12 @@ func (s *SyncOp) start() {
 	s.pageDone()
 }
 
-// next takes the pages of the op that are to be written next.
-func (s *SyncOp) next() []dirtyPage {
+// next takes the pages of the op that are to be written next, most of them at
+// most.
+func (s *SyncOp) next(most int) []dirtyPage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := min(len(s.todo), int(max(1, feedStep/s.r.fpp)))
+	n := min(len(s.todo), int(max(1, feedStep/s.r.fpp)), most)
 	list := s.todo[:n:n]
 	s.todo = s.todo[n:]
 	return list

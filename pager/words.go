@@ -34,6 +34,7 @@ type pagerWords struct {
 	frameSlack   int64
 	creditSlack  int64
 	creditLast   int64 // and when even that is in flight, with everybody stopped who could end it
+	creditTight  int64 // how far below zero others may still claim credits; see claims.go
 
 	// The pages that were served last, newest at recentPos. One instruction may
 	// need several pages at once: it would never end if serving one took away
@@ -137,6 +138,8 @@ func (w *pagerWords) servedLately(d uint32, page uint64, n uint64) bool {
 	return false
 }
 
+const spareNone = -1
+
 // spare is how many of the pages served last are left alone at the n-th
 // attempt to make room.
 //
@@ -144,6 +147,8 @@ func (w *pagerWords) servedLately(d uint32, page uint64, n uint64) bool {
 //go:norace
 func spare(n int) uint64 {
 	switch n {
+	case spareNone:
+		return 0
 	case 0:
 		return recentPages
 	case 1:

@@ -287,6 +287,11 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 	if n == 0 || !r.d.placeRoom(first) || why != writeSync && r.tooSoonToAsk() {
 		return 0
 	}
+	if why != writeSync {
+		if n = min(n, uint64(p.mayFly(r))); n == 0 {
+			return 0
+		}
+	}
 	maxPages := max(1, uint64(copyMax)*FrameSize>>r.shift)
 	buf := bufs.get(int(n << r.shift))
 	for took < n {

@@ -147,8 +147,32 @@ var table = []mutation{
 	{
 		name:  "set-budget-at-once",
 		what:  "SetBudget returns before the pages have left",
-		edits: []edit{{"pager/budget.go", "if free >= 0 && left >= -p.creditSlack(frames) {", "if true {"}, {"pager/budget.go", "if load64(&p.w.free) >= 0 {", "if true {"}},
+		edits: []edit{{"pager/budget.go", "if free >= 0 && left >= -p.creditTight(frames) {", "if true {"}, {"pager/budget.go", "if load64(&p.w.free) >= 0 {", "if true {"}},
 		pkg:   "tests/liveness", test: "TestSetBudgetHoldsWhenItReturns", quick: true,
+	},
+	{
+		name:  "slack-is-pinned",
+		what:  "a dirty page is pinned although its credit is one of the last, which are for blocked stores",
+		edits: []edit{{"pager/acquire.go", " || w&(pinMask|flagKept) == 0 && r.p.w.tight()", ""}},
+		pkg:   "pager", test: "TestTightCreditsAreNotClaimed", quick: true,
+	},
+	{
+		name:  "slack-goes-to-the-line",
+		what:  "a credit that comes back goes to the first in line before it pays for what blocked stores have taken",
+		edits: []edit{{"pager/line.go", " && !p.w.tight() {", " {"}},
+		pkg:   "pager", test: "TestTightCreditsAreNotClaimed",
+	},
+	{
+		name:  "slack-flies",
+		what:  "the pages that blocked stores could clean go on their way to the store",
+		edits: []edit{{"pager/writeback.go", "n = min(n, uint64(p.mayFly(r)))", "n += 0"}},
+		pkg:   "pager", test: "TestTightCreditsAreNotClaimed",
+	},
+	{
+		name:  "set-budget-counts-slack",
+		what:  "SetBudget returns with as much pinned as fits only with what blocked stores have beyond the limit",
+		edits: []edit{{"pager/budget.go", "left >= -p.creditTight(frames)", "left >= -p.creditSlack(frames)"}},
+		pkg:   "pager", test: "TestSetBudgetLeavesSlack",
 	},
 	{
 		name:  "abandoned-pins-stay",
