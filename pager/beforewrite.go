@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/uffdpager/uffdpager/coro"
 )
 
 // BeforeWrite
@@ -69,7 +71,9 @@ func (r *Region) putBack(first, n uint64) {
 	var ready []*SyncOp
 	ws.mu.Lock()
 	for page := first; page < first+n; page++ {
+		held := coro.Unstopped()
 		endWrite(r.d, page, false)
+		coro.Stoppable(held)
 		l := ws.waiters[page]
 		if len(l) == 0 {
 			continue

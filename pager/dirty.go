@@ -147,7 +147,7 @@ func (r *Region) makeWritable(pr pageRange) {
 				relaxGo(turn)
 				continue
 			}
-			if unlockPage(r.d, pw, w, page, 0, false) {
+			if r.unlockPage(pw, w, page, 0) {
 				break
 			}
 			relaxGo(turn) // a commit may be taking its cut
@@ -192,6 +192,14 @@ var errTable = fmt.Errorf("%w: the page table is full", ErrBudget)
 // errAbsent: the page is not there (any more).
 var errAbsent = fmt.Errorf("pager: page is not resident")
 
+// unlockPage is unlockPage for goroutines, without force.
+func (r *Region) unlockPage(pw *word, w word, page uint64, floor int64) bool {
+	held := coro.Unstopped()
+	ok := unlockPage(r.d, pw, w, page, floor, false)
+	coro.Stoppable(held)
+	return ok
+}
+
 // ensureDirty makes a page that is present Dirty and writable, waiting in line
 // for room among the dirty pages if need be.
 func (r *Region) ensureDirty(page uint64) error {
@@ -229,7 +237,9 @@ func (r *Region) dirtyWith(page uint64) error {
 			return nil
 		}
 		needs := !hasCredit(w)
+		held := coro.Unstopped()
 		got := unlock(d, pw, w, page, false)
+		coro.Stoppable(held)
 		switch {
 		case got == unlockChanged:
 			continue
@@ -265,7 +275,7 @@ func (r *Region) tryDirty(page uint64) (ok bool, err error) {
 			relaxGo(turn)
 			continue
 		}
-		if unlockPage(d, pw, w, page, 0, false) {
+		if r.unlockPage(pw, w, page, 0) {
 			return true, nil
 		}
 		if bare.Load64(pw) != w {
@@ -507,18 +517,18 @@ const errnoTakenOver = 1<<21 + 1
 //go:norace
 //go:nocheckptr
 func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (old word, errno uintptr) {
+	held := coro.Unstopped()
 	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
-		return 0, errnoTakenOver
-	}
-	errno = mapPages(d.addr(page), src, d.pageSize(), false)
-	if errno != 0 {
+		errno = errnoTakenOver
+	} else if errno = mapPages(d.addr(page), src, d.pageSize(), false); errno != 0 {
 		setState(pw, stInstalling, stLoading, 0, 0)
-		return 0, errno
+	} else {
+		d.markDirty(page)
+		d.countDirty()
+		old, _ = setState(pw, stInstalling, stDirty, flagWaited, 0)
 	}
-	d.markDirty(page)
-	d.countDirty()
-	old, _ = setState(pw, stInstalling, stDirty, flagWaited, 0)
-	return old, 0
+	coro.Stoppable(held)
+	return old, errno
 }
 
 // Update runs fn over the region's memory, which fn may change, exactly once;
@@ -546,7 +556,7 @@ func (r *Region) startParkedWrite(pk coro.Parked, page uint64, stuck bool, begun
 		// One store may need two pages dirty at once, and cleaning one for the
 		// other would go on for ever: two pages beyond the limit are for that.
 		pw, w := r.d.look(page)
-		ok = pw != nil && (w&stateMask == stResident || w&stateMask == stWriting) && unlockPage(r.d, pw, w, page, -2*r.fpp, false)
+		ok = pw != nil && (w&stateMask == stResident || w&stateMask == stWriting) && r.unlockPage(pw, w, page, -2*r.fpp)
 	}
 	if ok || err == errAbsent {
 		r.leave()

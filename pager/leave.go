@@ -7,6 +7,7 @@ import (
 	"slices"
 	"unsafe"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/evict"
 	"github.com/uffdpager/uffdpager/uffd"
@@ -282,12 +283,13 @@ func (p *Pager) zap(dm *domain) (freed int64) {
 // system call, release. Entries whose word has changed since they were judged
 // stay. It returns the frames that became free, which are the caller's, and says
 // how many credits it has given back. From the first mark to the last release
-// there is no safe-point.
+// nobody can stop it.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames, credits int64) {
+	held := coro.Unstopped()
 	k := 0
 	for i := 0; i < n; i++ {
 		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
@@ -314,6 +316,7 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames, credits int64
 		k++
 	}
 	if k == 0 {
+		coro.Stoppable(held)
 		return 0, 0
 	}
 	for i := 0; i < n; i++ {
@@ -352,6 +355,7 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames, credits int64
 			}
 		}
 	}
+	coro.Stoppable(held)
 	return frames, credits
 }
 

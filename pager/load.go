@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/evict"
@@ -463,13 +464,14 @@ const (
 )
 
 // installGroup maps k consecutive pages from src, as far as their generations
-// are still the owner's. From Loading to Resident it runs without a
-// safe-point, so nobody waits long for the state between.
+// are still the owner's. From Loading to Resident nobody can
+// stop it, so nobody waits long for the state between.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer, res *installResult) {
+	held := coro.Unstopped()
 	for i := 0; i < k; {
 		// The longest run that is still ours.
 		n := 0
@@ -508,4 +510,5 @@ func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer
 		}
 		i++
 	}
+	coro.Stoppable(held)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 )
 
@@ -225,7 +226,10 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 // forceClean makes a Dirty page clean without writing it: its contents are not
 // wanted any more.
 func (r *Region) forceClean(page uint64) {
-	if dropDirty(r.d, page) {
+	held := coro.Unstopped()
+	free := dropDirty(r.d, page)
+	coro.Stoppable(held)
+	if free {
 		r.p.giveCredits(r.fpp)
 		r.p.cleaned()
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"unsafe"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/journal"
 )
@@ -143,7 +144,9 @@ func (r *Region) gatherInto(list []dirtyPage, c *cut) (w *slotWrite, used int, n
 			w = slotWritePool.Get().(*slotWrite)
 			*w = slotWrite{r: r, slot: got[0].slot, cut: c, pages: w.pages[:0], buf: bufs.get(len(list) << r.shift)}
 		}
+		held := coro.Unstopped()
 		took := copyOut(d, list[used].page, k, unsafe.Pointer(&w.buf.mem[len(w.pages)<<r.shift]))
+		coro.Stoppable(held)
 		for k--; k >= took; k-- {
 			untakeSlot(d, got[k].slot, got[k].was)
 		}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/aio"
 )
 
@@ -261,7 +262,9 @@ func (r *Region) endWrites(first, n uint64, err error) (clean, free int64, ready
 	defer ws.mu.Unlock()
 	told := false
 	for page := first; page < first+n; page++ {
+		held := coro.Unstopped()
 		isClean, isFree := endWrite(r.d, page, err == nil)
+		coro.Stoppable(held)
 		if isClean {
 			clean++
 		}

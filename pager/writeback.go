@@ -12,6 +12,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/store"
@@ -51,7 +52,7 @@ const (
 
 var writePool = sync.Pool{New: func() any { return new(writeIO) }}
 
-// copyMax is how many frames are protected and copied without a safe-point.
+// copyMax is how many frames are protected and copied at a time, unstopped.
 const copyMax = 64
 
 // copyOut takes up to n consecutive pages from Dirty to Writing, with a copy
@@ -295,7 +296,9 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 	maxPages := max(1, uint64(copyMax)*FrameSize>>r.shift)
 	buf := bufs.get(int(n << r.shift))
 	for took < n {
+		held := coro.Unstopped()
 		k := copyOut(r.d, first+took, int(min(n-took, maxPages)), unsafe.Pointer(&buf.mem[took<<r.shift]))
+		coro.Stoppable(held)
 		if k == 0 {
 			break
 		}

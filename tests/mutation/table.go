@@ -151,6 +151,12 @@ var table = []mutation{
 		pkg:   "tests/liveness", test: "TestSetBudgetHoldsWhenItReturns", quick: true,
 	},
 	{
+		name:  "stopped-in-between",
+		what:  "code that leaves pages in a state between can be preempted where nosplit functions call each other",
+		edits: []edit{{"coro/unstopped_unsafe_linux_amd64.go", "\tprocPin()\n\treturn 0", "\treturn 0"}, {"coro/unstopped_unsafe_linux_amd64.go", "{ procUnpin() }", "{}"}},
+		pkg:   "coro", test: "TestUnstopped", quick: true,
+	},
+	{
 		name:  "slack-is-pinned",
 		what:  "a dirty page is pinned although its credit is one of the last, which are for blocked stores",
 		edits: []edit{{"pager/acquire.go", " || w&(pinMask|flagKept) == 0 && r.p.w.tight()", ""}},
