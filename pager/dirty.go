@@ -519,8 +519,11 @@ const errnoTakenOver = 1<<21 + 1
 func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (old word, errno uintptr) {
 	held := coro.Unstopped()
 	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
-		errno = errnoTakenOver
-	} else if errno = mapPages(d.addr(page), src, d.pageSize(), false); errno != 0 {
+		coro.Stoppable(held)
+		return 0, errnoTakenOver
+	}
+	d.afterSpan(page)
+	if errno = mapPages(d.addr(page), src, d.pageSize(), false); errno != 0 {
 		setState(pw, stInstalling, stLoading, 0, 0)
 	} else {
 		d.markDirty(page)

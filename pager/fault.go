@@ -183,6 +183,7 @@ func unlock(d *desc, pw *word, w word, page uint64, force bool) int {
 		}
 		return unlockHeld
 	}
+	d.afterSpan(page)
 	protectRange(d.addr(page), d.pageSize(), false)
 	if fresh {
 		d.countDirty()

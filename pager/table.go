@@ -99,6 +99,7 @@ type desc struct {
 	sideMax  int64          // Private: places there may be
 	sideFD   int32
 	cut      uint32 // a commit is taking its cut: no page becomes writable
+	span     uint64 // the pages that are being protected together; see span.go
 
 	// Atomic regions: the slots of the journal; see slots.go.
 	slotTab       unsafe.Pointer // *[slotMost]uint64, nil: not Atomic

@@ -158,6 +158,7 @@ func endWrite(d *desc, page uint64, ok bool) (clean, free bool) {
 			if w&flagRedirtied == 0 {
 				if bare.Cas64(pw, w, w&^stateMask|stUnlocking|flagHeld) {
 					d.markDirty(page)
+					d.afterSpan(page)
 					protectRange(d.addr(page), d.pageSize(), false)
 					setState(pw, stUnlocking, stDirty, flagHeld, 0)
 					return false, false
@@ -176,6 +177,7 @@ func endWrite(d *desc, page uint64, ok bool) (clean, free bool) {
 		default:
 			if bare.Cas64(pw, w, w&^stateMask|stUnlocking|flagHeld) {
 				d.markDirty(page)
+				d.afterSpan(page)
 				protectRange(d.addr(page), d.pageSize(), false)
 				setState(pw, stUnlocking, stDirty, flagHeld, 0)
 				return false, false
@@ -258,16 +260,83 @@ func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
 // writePages is writeBack for the pages of one region, in order.
 func (p *Pager) writePages(r *Region, list []dirtyPage, why writeWhy, b *writeBatch) (started int) {
 	for i := 0; i < len(list) && (why == writeSync || p.writeRoom() > 0); {
-		n := 1
-		for i+n < len(list) && list[i+n].page == list[i].page+uint64(n) {
-			n++
+		if used, took := p.writeSpan(r, list[i:], why, b); used > 0 {
+			started += took
+			i += used
+			continue
 		}
-		took := int(p.writeRun(r, list[i].page, uint64(n), why, b))
+		took := int(p.writeRun(r, list[i].page, neighbours(list[i:]), why, b))
 		started += took
 		i += max(1, took) // 0: it is not dirty (any more)
 	}
 	b.start(p)
 	return started
+}
+
+// neighbours is how many pages at the beginning of the list follow one another.
+func neighbours(list []dirtyPage) (n uint64) {
+	for n = 1; n < uint64(len(list)) && list[n].page == list[0].page+n; n++ {
+	}
+	return n
+}
+
+// writeSpan makes writes of runs of dirty pages that are near each other, as
+// many as are protected at once, and says how many pages of the list it has
+// dealt with; 0: there is no more than one run, or another span is under way.
+func (p *Pager) writeSpan(r *Region, list []dirtyPage, why writeWhy, b *writeBatch) (used, started int) {
+	var runs [spanRuns]outRun
+	var to [spanRuns]*buffer
+	fpp := uint64(r.fpp)
+	n, pages := 0, uint64(0)
+	for used < len(list) && n < spanRuns {
+		first, k := list[used].page, neighbours(list[used:])
+		if n > 0 {
+			end := runs[n-1].first + uint64(runs[n-1].n)
+			if (first-end)*fpp > spanGap || (first+k-runs[0].first)*fpp > spanMost {
+				break
+			}
+		}
+		if pages += k; pages*fpp > copyMax {
+			break
+		}
+		runs[n] = outRun{first: first, n: int(k)}
+		used += int(k)
+		n++
+	}
+	if n < 2 || !r.d.placeRoom(runs[0].first) || why != writeSync && (r.tooSoonToAsk() || p.w.tight()) {
+		return 0, 0
+	}
+	for i := range n {
+		to[i] = bufs.get(runs[i].n << r.shift)
+		runs[i].dst = unsafe.Pointer(&to[i].mem[0])
+	}
+	held := coro.Unstopped()
+	done := copyOutSpan(r.d, &runs[0], n)
+	coro.Stoppable(held)
+	if !done {
+		for i := range n {
+			bufs.put(to[i])
+		}
+		return 0, 0
+	}
+	for i, run := range runs[:n] {
+		at, end := run.first, run.first+uint64(run.n)
+		if run.took == 0 {
+			bufs.put(to[i])
+		} else {
+			took := p.write(r, at, uint64(run.took), to[i], why, b)
+			started += int(took)
+			at += max(1, took)
+		}
+		// What is write-pinned, and what comes after a page that is not dirty
+		// any more.
+		for at < end {
+			took := p.writeRun(r, at, end-at, why, b)
+			started += int(took)
+			at += max(1, took)
+		}
+	}
+	return used, started
 }
 
 // dirtyRun is how many of n consecutive pages are Dirty, from the first on.
@@ -308,6 +377,12 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 		bufs.put(buf)
 		return 0
 	}
+	return p.write(r, first, took, buf, why, b)
+}
+
+// write makes one write of pages that have been copied out to buf, puts it into
+// b, and says how many pages it has dealt with.
+func (p *Pager) write(r *Region, first, took uint64, buf *buffer, why writeWhy, b *writeBatch) (started uint64) {
 	if r.opt.Writeback.BeforeWrite != nil && !r.mayWrite(first, took, buf.mem[:took<<r.shift]) {
 		bufs.put(buf)
 		r.putBack(first, took)

@@ -31,8 +31,20 @@ var table = []mutation{
 	{
 		name:  "copy-unprotected",
 		what:  "a dirty page is copied out without being protected first",
-		edits: []edit{{"pager/writeback.go", "if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}},
+		edits: []edit{{"pager/writeback.go", "if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}, {"pager/span.go", "if protectRange(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {", "if _, _ = first, end; true {"}},
 		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2",
+	},
+	{
+		name:  "span-over-writable-pages",
+		what:  "pages in between are write-protected together with the dirty ones although they are to be writable",
+		edits: []edit{{"pager/span.go", "for page := from; page < to; page++ {", "for page := to; page < to; page++ {"}},
+		pkg:   "pager", test: "TestSpanEndsBeforeWritablePages", quick: true,
+	},
+	{
+		name:  "span-not-waited-for",
+		what:  "a page becomes writable while it is being write-protected with others",
+		edits: []edit{{"pager/span.go", "bare.Load64(&d.span) == v; turn++", "false; turn++"}},
+		pkg:   "pager", test: "TestWritablePagesWaitForTheSpan",
 	},
 	{
 		name:  "redirtied-is-clean",
@@ -228,7 +240,7 @@ var table = []mutation{
 	{
 		name:  "before-write-asked-early",
 		what:  "BeforeWrite is asked before the copy is made, and what is copied may have changed",
-		edits: []edit{{"pager/writeback.go", "\tfor took < n {\n\t\tk := copyOut(", "\tif r.opt.Writeback.BeforeWrite != nil {\n\t\tbare.Copy(unsafe.Pointer(&buf.mem[0]), bare.Ptr(r.d.addr(first)), uintptr(n<<r.shift))\n\t\tif !r.mayWrite(first, n, buf.mem[:n<<r.shift]) {\n\t\t\tbufs.put(buf)\n\t\t\treturn 0\n\t\t}\n\t}\n\tfor took < n {\n\t\tk := copyOut("}, {"pager/writeback.go", "if r.opt.Writeback.BeforeWrite != nil && !r.mayWrite(first, took, buf.mem[:took<<r.shift]) {", "if false {"}},
+		edits: []edit{{"pager/writeback.go", "\tfor took < n {\n\t\theld := coro.Unstopped()", "\tif r.opt.Writeback.BeforeWrite != nil {\n\t\tbare.Copy(unsafe.Pointer(&buf.mem[0]), bare.Ptr(r.d.addr(first)), uintptr(n<<r.shift))\n\t\tif !r.mayWrite(first, n, buf.mem[:n<<r.shift]) {\n\t\t\tbufs.put(buf)\n\t\t\treturn 0\n\t\t}\n\t}\n\tfor took < n {\n\t\theld := coro.Unstopped()"}, {"pager/writeback.go", "if r.opt.Writeback.BeforeWrite != nil && !r.mayWrite(first, took, buf.mem[:took<<r.shift]) {", "if false {"}},
 		pkg:   "pager", test: "TestBeforeWriteIsShownWhatIsWritten", quick: true,
 	},
 	{
