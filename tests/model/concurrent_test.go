@@ -214,6 +214,9 @@ func (w *world) run(t *testing.T, workers int, seed, round uint64, end time.Time
 	wg.Wait()
 	text, read := w.stats()
 	if failed.Load() {
+		if w.spoiled.Load() {
+			t.Error("a change has failed and may be half done: what others saw then differ from the model may be that and nothing else")
+		}
 		for i, err := range errs {
 			if err != nil {
 				t.Errorf("%v\nits last operations:\n\t%s", err, strings.Join(actors[i].history(), "\n\t"))

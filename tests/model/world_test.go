@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -82,6 +83,7 @@ type world struct {
 	now     int64        // the budget
 	pinRoom int64        // most bytes that one operation may pin
 	hold    chan struct{}
+	spoiled atomic.Bool // a change has ended half done, and the model does not know how far
 }
 
 // region is a region beside its model.

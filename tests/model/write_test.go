@@ -86,6 +86,7 @@ func (a *actor) settle(r *region, off int64, want []byte, err error, excused boo
 		copy(model, want)
 		return nil
 	case !excused:
+		a.w.spoiled.Store(true)
 		return err
 	}
 	now := make([]byte, len(want))
