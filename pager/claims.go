@@ -31,12 +31,12 @@ import (
 //   - Credits that come back (give, giveCredits): they pay the stock back before
 //     they go to a shard or to the first in line.
 //   - A write that is started (mayFly): as many pages stay Dirty as the stock is
-//     short of. A Sync, which wants all pages written and whose caller may hold
-//     the very pins that would have to go first, has those written by the rescuer
-//     (rescue.go), whom nobody can stop.
+//     short of. Those are written by the rescuer (rescue.go), whom nobody can stop:
+//     reads need their frames, and a Sync wants all pages written.
 //
 // Between a look at the stock and what is done on it a store may take a credit:
-// that is left to chance, and to the limit of serveWrite.
+// that is left to chance, and to the limit of serveWrite. So it is if the rescuer
+// does not get the pages written within reliefLimit.
 
 // tight: credits may not be claimed now, but by blocked stores.
 //
@@ -52,8 +52,15 @@ const freely = math.MaxInt32
 // addition to those that are, so that enough are left for blocked stores to
 // clean.
 func (p *Pager) mayFly(r *Region) int {
-	if !p.w.tight() || bare.Load32(&r.d.flags)&descServeDirty == 0 {
-		return freely // they need none, or cannot write this one's
+	left := &p.flush.left
+	if !p.w.tight() {
+		if left.Load() != 0 {
+			left.Store(0)
+		}
+		return freely
+	}
+	if bare.Load32(&r.d.flags)&descServeDirty == 0 || atomic.LoadInt32(&rescuer.timer) <= 0 {
+		return freely // they cannot write this one's, or there is no rescuer
 	}
 	short := -load64(&p.w.creditTight) - load64(&p.w.credits)
 	have := int64(0)
@@ -80,11 +87,20 @@ func (p *Pager) mayFly(r *Region) int {
 	if have == 0 {
 		return freely // all that is dirty is claimed already
 	}
-	return int(min(max(0, have-short)/r.fpp, freely))
+	if n := (have - short) / r.fpp; n > 0 {
+		left.Store(0)
+		return int(min(n, freely))
+	}
+	now := time.Now().UnixNano()
+	if left.CompareAndSwap(0, now) || now-left.Load() < int64(reliefLimit) {
+		rescueLater() // who wakes the housekeeper when he has looked
+		return 0
+	}
+	return freely
 }
 
-// reliefLimit is how long a Sync leaves pages to the rescuer.
-const reliefLimit = 50 * time.Millisecond
+// reliefLimit is how long pages are left to the rescuer.
+var reliefLimit = 50 * time.Millisecond
 
 // relieve waits until r's dirty pages may be written, all of them.
 func (p *Pager) relieve(r *Region) {

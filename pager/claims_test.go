@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/store"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
@@ -72,6 +73,9 @@ func (r *Region) stateOf(page uint64) word {
 // TestTightCreditsAreNotClaimed: what blocked stores have beyond the limit stays
 // theirs: their pages are not pinned and do not go on their way.
 func TestTightCreditsAreNotClaimed(t *testing.T) {
+	limit := reliefLimit
+	t.Cleanup(func() { reliefLimit = limit })
+	reliefLimit = time.Hour
 	p, r, s, unpin := tightRegion(t)
 	p.rescueNoMore() // it would clean pages now and then
 	if pin, ok := r.TryAcquire(4*FrameSize, 1); ok {
@@ -132,6 +136,30 @@ func TestSyncOfTightPages(t *testing.T) {
 	}
 	if n := p.stats.writes.Load(); n != 2 {
 		t.Errorf("%d writes: the rescuer writes pages one by one, the two of a Sync are one", n)
+	}
+}
+
+// TestReadsOfTightPages: who needs a frame, and no credit, gets one of those that
+// only blocked stores may clean: the rescuer cleans it.
+func TestReadsOfTightPages(t *testing.T) {
+	limit := reliefLimit
+	t.Cleanup(func() { reliefLimit = limit })
+	reliefLimit = time.Hour
+	p, r, _, _ := tightRegion(t)
+	// Once more, and so that nothing makes the rescuer look of itself.
+	p.rescueNoMore()
+	for page := uint64(4); page < 6; page++ {
+		if r.stateOf(page) != stDirty {
+			dirtyAsABlockedStore(t, r, page)
+		}
+	}
+	eventually(t, "the rescuer rests", func() bool { return bare.Load32(&rescuer.armed) == 0 })
+	p.rescueFrom()
+	b := make([]byte, 1)
+	for page := range int64(20) {
+		if _, err := r.ReadAt(b, (10+page)*FrameSize); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

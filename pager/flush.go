@@ -5,7 +5,6 @@ package pager
 import (
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Writes in flight
@@ -31,7 +30,7 @@ type flusher struct {
 
 	sweeping bool // the housekeeper's: some region has something left to write
 
-	left time.Time // since when feed leaves pages to the rescuer; see claims.go
+	left atomic.Int64 // since when pages are left to the rescuer (UnixNano); see claims.go
 }
 
 // writeWindow bounds, in frames, the copies of pages on their way to the store.
@@ -81,18 +80,9 @@ func (p *Pager) feedOne() bool {
 	}
 	s := f.hungry[0]
 	most := p.mayFly(s.r)
-	if most == freely {
-		f.left = time.Time{}
-	} else if most == 0 {
-		if f.left.IsZero() {
-			f.left = time.Now()
-		}
-		if time.Since(f.left) < reliefLimit {
-			f.mu.Unlock()
-			rescueLater() // who then wakes the housekeeper
-			return false
-		}
-		most = 1
+	if most == 0 {
+		f.mu.Unlock()
+		return false
 	}
 	f.hungry = append(f.hungry[:0], f.hungry[1:]...)
 	f.mu.Unlock()

@@ -187,6 +187,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestTightCreditsAreNotClaimed",
 	},
 	{
+		name:  "nobody-cleans-slack",
+		what:  "pages that only blocked stores may clean are left to them although none comes",
+		edits: []edit{{"pager/claims.go", "\t\trescueLater() // who wakes the housekeeper when he has looked\n", ""}},
+		pkg:   "pager", test: "TestReadsOfTightPages", hang: true,
+	},
+	{
 		name:  "set-budget-counts-slack",
 		what:  "SetBudget returns with as much pinned as fits only with what blocked stores have beyond the limit",
 		edits: []edit{{"pager/budget.go", "left >= -p.creditTight(frames)", "left >= -p.creditSlack(frames)"}},
