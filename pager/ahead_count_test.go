@@ -136,6 +136,9 @@ func TestRandomWorkIsLeftAlone(t *testing.T) {
 		}
 		touchAll(t, r, c.way, order)
 		s := p.Stats()
+		if s.ParkMode != coro.InPlace {
+			c.most *= 2 // pages are taken over and stolen as it comes
+		}
 		t.Logf("%s: %d misses, %d read ahead", c.way, s.Misses, s.Prefetch.Issued)
 		if useful := float64(s.Misses * FrameSize); float64(s.ReadBytes) > useful*(1+c.most) {
 			t.Errorf("%s, %d touches of %d pages: %d bytes read for %d useful ones", c.way, c.touches, c.pages, s.ReadBytes, int64(useful))

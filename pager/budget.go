@@ -183,11 +183,12 @@ func (p *Pager) creditSlack(frames int64) int64 {
 
 // creditLast is how many it has when writes are in flight that those who stand
 // still for it would have to end. Not all there are: if everything were dirty,
-// and nothing might be written (NoSteal), a fault that only reads would find no
-// frame, and wait for ever.
+// and nothing might be written (NoSteal, a full spill file), a fault that only
+// reads would find no frame, nor would ReadAt, which leaves four pages to faults,
+// and wait for ever.
 func (p *Pager) creditLast(frames int64) int64 {
 	n := p.unpinnable(frames)
-	return n - min(4*p.largestPage.Load(), n/2)
+	return n - min(5*p.largestPage.Load(), n/2)
 }
 
 // creditTight leaves the last two pages of the reserve to stores that block
