@@ -260,7 +260,8 @@ func TestWriteOfPagesTakenMeanwhile(t *testing.T) {
 	if n := write(5, 9); n != 1 {
 		t.Errorf("%d pages written, want page 5", n)
 	}
-	if now := load64(&r.d.slotsFree); now != free {
+	// One more, if the checkpoint of the first commit has ended meanwhile.
+	if now := load64(&r.d.slotsFree); now < free || now > free+1 {
 		t.Errorf("%d slots are free, %d were", now, free)
 	}
 	if err := r.Commit(ctx); err != nil {
