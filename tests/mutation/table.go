@@ -276,7 +276,7 @@ var table = []mutation{
 	{
 		name:  "all-frames-dirty",
 		what:  "blocked stores make so much dirty that reading finds no frame",
-		edits: []edit{{"pager/budget.go", "return n - min(4*p.largestPage.Load(), n/2)", "return n"}},
+		edits: []edit{{"pager/budget.go", "return n - min(5*p.largestPage.Load(), n/2)", "return n"}},
 		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/NoSteal/kernel=true/block", hang: true,
 	},
 	{
