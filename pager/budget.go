@@ -132,14 +132,13 @@ func (p *Pager) SetBudget(bytes int64) error {
 		return fmt.Errorf("%w: a region with pages of %d bytes is mapped and needs four of them", ErrBudget, p.largestPage.Load()<<frameShift)
 	}
 	old := p.budget.Load()
+	p.resize(frames)
 	if frames >= old {
-		p.resize(frames)
 		p.serveLine()
 		return nil
 	}
 	// On the way down the old budget still holds for the fault server, which
 	// must never be stuck.
-	p.resize(frames)
 	stall := time.Now()
 	best := int64(math.MinInt64)
 	over := old - frames

@@ -47,8 +47,8 @@ import (
 //
 // "Bounded" states last a few system calls of code that the Go scheduler
 // cannot stop (nosplit functions between coro.Unstopped and coro.Stoppable, or
-// code without a P), so anybody may spin until they are over: they need no P, no lock and no I/O. All other states
-// are stable: whoever meets Loading or Writing either waits in the ordinary
+// code without a P), so anybody may spin until they are over: they need no P, no
+// lock and no I/O. All other states are stable: whoever meets Loading or Writing either waits in the ordinary
 // way (with a P) or, as fault server, takes Loading over. Writing needs no
 // taking over: the page stays readable, a write fault makes it writable again
 // (flag redirtied), and the store gets a private copy.
