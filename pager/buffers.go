@@ -15,7 +15,8 @@ import (
 type buffer struct {
 	mem  []byte
 	next *buffer
-	cold bool // idle, and without memory
+	cold bool         // idle, and without memory
+	lent atomic.Int32 // holders beside the one who got it; each calls put
 }
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
@@ -72,10 +73,12 @@ func (bp *bufferPool) get(n int) *buffer {
 	return first
 }
 
+// put gives back a holder's share of b; the last one's ends its use.
 func (bp *bufferPool) put(b *buffer) {
-	if b == nil {
+	if b == nil || b.lent.Add(-1) >= 0 {
 		return
 	}
+	b.lent.Store(0)
 	c := bufferClass(len(b.mem))
 	bp.mu.Lock()
 	if len(b.mem) >= 64<<10 && bp.idle+int64(len(b.mem)) > bufferKeep {

@@ -56,7 +56,7 @@ func tightRegion(t *testing.T) (p *Pager, r *Region, s *store.Faulty, unpin func
 // dirtyAsABlockedStore does to a page what serveWrite does for a store to it.
 func dirtyAsABlockedStore(t *testing.T, r *Region, page uint64) {
 	t.Helper()
-	if err := r.need(context.Background(), page, page); err != nil {
+	if err := r.need(page); err != nil {
 		t.Fatal(err)
 	}
 	pw, w := r.d.look(page)

@@ -348,7 +348,7 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 		pw, w := r.d.look(page)
 		switch {
 		case pw == nil || !present(w):
-			if err := r.need(context.Background(), page, page); err != nil {
+			if err := r.need(page); err != nil {
 				return err
 			}
 			continue

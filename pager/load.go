@@ -438,7 +438,7 @@ func (p *Pager) finishGroup(l *load, i, k int, err error) {
 			p.failPage(r, page, l.gens[i+j], stLoading, r.fault("read", page, err))
 		case res[j].code == installDone:
 			if res[j].old&flagWaited != 0 {
-				p.settle(r, page)
+				p.settleFrom(r, page, l.buf, (i+j)<<r.shift)
 			}
 		case res[j].code == installLost:
 			p.settle(r, page)

@@ -84,7 +84,8 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 				return err
 			}
 		}
-		if err := r.need(context.Background(), page, last); err != nil {
+		n, err := r.needInto(b, int(off-int64(page<<r.shift)), page, last)
+		if err != nil || n == len(b) {
 			return err
 		}
 	}
@@ -109,24 +110,52 @@ func (r *Region) readPinned(b []byte, off int64, page uint64) error {
 // needAddr is need for an address of the region.
 func (r *Region) needAddr(addr uintptr) error {
 	page := uint64(addr-r.d.base) >> r.shift
-	return r.need(context.Background(), page, page)
+	return r.need(page)
 }
 
-// need waits until the page has been resident, without pinning it, and starts
-// the reads of the pages that follow up to last.
-func (r *Region) need(ctx context.Context, page, last uint64) error {
+// need waits until the page has been resident, without pinning it.
+func (r *Region) need(page uint64) error {
+	op, err := r.want(page, false)
+	if err != nil {
+		return err
+	}
+	return op.wait(context.Background())
+}
+
+// want begins an op for one page, which is not pinned.
+func (r *Region) want(page uint64, loan bool) (*waitOp, error) {
 	if !r.enter() {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	op := newOp(r)
 	op.one[0] = pageRange{page, 1}
 	op.ranges = op.one[:]
-	if err := r.p.begin(op); err != nil {
-		return err
+	op.loan.wanted = loan
+	return op, r.p.begin(op)
+}
+
+// needInto is need for somebody who wants no more than to copy to b from skip on
+// in the page, and the following ones up to last, whose reads are started. It
+// copies from the buffer that the page was read to, if it can, and returns how
+// much.
+func (r *Region) needInto(b []byte, skip int, page, last uint64) (n int, err error) {
+	op, err := r.want(page, true)
+	if err != nil {
+		return 0, err
 	}
 	if last > page && r.enter() {
 		r.readAhead(pageRange{page + 1, last - page}, min(r.p.budget.Load()/8, maxRun>>frameShift))
 		r.leave()
 	}
-	return op.wait(ctx)
+	buf, off, err := op.waitLoan()
+	if buf == nil {
+		return 0, err
+	}
+	defer bufs.put(buf)
+	if err != nil {
+		return 0, err
+	}
+	// (b may be memory of a region, of which a page is missing.)
+	left, _ := coro.CopyOut(unsafe.Pointer(unsafe.SliceData(b)), unsafe.Pointer(&buf.mem[off+skip]), uintptr(len(b)))
+	return len(b) - int(left), nil
 }

@@ -65,6 +65,7 @@ type waitOp struct {
 	err   error
 	got   []pageRange // pinned so far; what to give back on failure
 	begun time.Time
+	loan  loan
 
 	// Who is told. Exactly one is set.
 	ch     chan struct{} // a goroutine: capacity 1, kept for reuse
@@ -311,7 +312,10 @@ func (p *Pager) enlist(w *waiter) {
 // settle completes the waiters of a page that is no longer on its way.
 // Whoever ends a page's Loading calls it (for the fault server: the
 // housekeeper), and so does an owner whose page was taken over.
-func (p *Pager) settle(r *Region, page uint64) {
+func (p *Pager) settle(r *Region, page uint64) { p.settleFrom(r, page, nil, 0) }
+
+// settleFrom is settle for a page that has just been installed from buf at off.
+func (p *Pager) settleFrom(r *Region, page uint64, buf *buffer, off int) {
 	b := p.bucketOf(r, page)
 	var ready *waiter
 	b.mu.Lock()
@@ -326,6 +330,9 @@ func (p *Pager) settle(r *Region, page uint64) {
 	for w := ready; w != nil; {
 		next := w.next
 		w.op.obtained(page)
+		if buf != nil && w.op.loan.wanted {
+			w.op.loan.take(buf, off)
+		}
 		w.op.pageDone()
 		w = next
 	}

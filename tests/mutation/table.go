@@ -280,6 +280,12 @@ var table = []mutation{
 		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/NoSteal/kernel=true/block", hang: true,
 	},
 	{
+		name:  "lent-buffer-given-away",
+		what:  "the buffer that a ReadAt is to copy from is read into again",
+		edits: []edit{{"pager/buffers.go", "if b == nil || b.lent.Add(-1) >= 0 {", "if b.lent.Add(-1); b == nil {"}},
+		pkg:   "pager", test: "TestLentBuffersComeBack", quick: true,
+	},
+	{
 		name:  "retry-not-without-a-p",
 		what:  "a thread that waits takes an error that passes for one that does not",
 		edits: []edit{{"pager/fault.go", "if d.tryAgain(errno, tries) && ", "if false && d.tryAgain(errno, tries) && "}},

@@ -1,0 +1,47 @@
+//go:build linux
+
+package pager
+
+// Reading from the read buffer
+//
+// A ReadAt that misses wants a copy, and the page has just been copied to where
+// it belongs from a buffer that is still in the processor's cache. So the buffer
+// is lent to whoever waits for that: he copies from there, and need not touch the
+// page. The first touch of a freshly mapped page misses in the TLB, and under a
+// hypervisor that keeps page tables of its own it costs ten times what
+// installing the page does (BenchmarkCycle in uffd).
+//
+// What he copies is the page as it was when it was installed, which was after he
+// asked for it and before his call returns: a store that the page has had
+// meanwhile was made while his call was under way.
+const (
+	loanBytes = 16 << 10 // buffers up to this size are lent
+	loanMost  = 256      // to so many at a time, nearly: who runs out of luck touches the page
+)
+
+// loan is what a waitOp has of this.
+type loan struct {
+	wanted bool
+	buf    *buffer // nil: none
+	off    int     // where in it the page is
+}
+
+// take lends buf.
+func (l *loan) take(buf *buffer, off int) {
+	if len(buf.mem) <= loanBytes && readied.runnable.Load() < loanMost {
+		buf.lent.Add(1)
+		l.buf, l.off = buf, off
+	}
+}
+
+// waitLoan is wait without a context, and returns the buffer that the page can
+// be copied from, if there is one; then the caller puts it back.
+func (op *waitOp) waitLoan() (buf *buffer, off int, err error) {
+	r := op.r
+	<-op.ch
+	readied.runnable.Add(-1)
+	buf, off, err = op.loan.buf, op.loan.off, op.err
+	op.free()
+	r.leave()
+	return buf, off, err
+}
