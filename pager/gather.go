@@ -68,6 +68,28 @@ const (
 	crowdRest = 32                    // … and goes on with so many chunks
 )
 
+// What came without being waited for is installed by whoever reaps it, and makes
+// room for more of it, which takes as long as a read of a page. Those who were told
+// of their pages by the same reaper are next on its P, and would wait for that or
+// for a thread to wake that takes them away. So they are let run first (letRun),
+// unless the last time took long: then others run who do not miss.
+const (
+	letSlow = time.Millisecond
+	letRest = 64
+)
+
+// letRun is the engine's Between.
+func (p *Pager) letRun() {
+	if p.letRest.Load() > 0 && p.letRest.Add(-1) >= 0 {
+		return
+	}
+	began := time.Now()
+	runtime.Gosched()
+	if time.Since(began) > letSlow {
+		p.letRest.Store(letRest)
+	}
+}
+
 func crowded() bool { return readied.runnable.Load() >= crowdMost }
 
 // Submit starts ops, or adds them to what the leader is going to submit.

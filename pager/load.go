@@ -155,7 +155,7 @@ func (p *Pager) launch(l *load, b *batch) {
 func (p *Pager) ready(l *load, b *batch) {
 	n := len(l.gens) << l.r.shift
 	l.buf = bufs.get(n)
-	l.op = aio.Op{Code: aio.Read, Off: l.at, Buf: l.buf.mem[:n], Done: loadDone, Arg: l}
+	l.op = aio.Op{Code: aio.Read, Off: l.at, Buf: l.buf.mem[:n], Later: l.kind == ahead, Done: loadDone, Arg: l}
 	b.ops = append(b.ops, &l.op)
 }
 

@@ -22,11 +22,12 @@ import (
 // Pager pages regions within one budget. Its methods may be called from any
 // goroutine. A program usually has one.
 type Pager struct {
-	opt    Options
-	log    *zap.Logger
-	w      *pagerWords
-	engine aio.Engine
-	gather gatherer // the engine, for reads
+	opt     Options
+	log     *zap.Logger
+	w       *pagerWords
+	engine  aio.Engine
+	gather  gatherer     // the engine, for reads
+	letRest atomic.Int32 // see letRun
 
 	budgetMu    sync.Mutex
 	budget      atomic.Int64 // frames
@@ -139,7 +140,7 @@ func New(o Options) (*Pager, error) {
 	if p.log == nil {
 		p.log = zap.NewNop()
 	}
-	engine, err := aio.Open(aio.Options{Kind: o.Engine, Depth: o.QueueDepth})
+	engine, err := aio.Open(aio.Options{Kind: o.Engine, Depth: o.QueueDepth, Between: p.letRun})
 	if err != nil {
 		return nil, err
 	}

@@ -100,6 +100,10 @@ type Op struct {
 	// the rest to a few threads. The other engines do not look at it.
 	Buffered bool
 
+	// Later says that nobody waits for the transfer yet: a Reap runs the Dones
+	// of all others before its own, also of those that have finished meanwhile.
+	Later bool
+
 	// Done is called exactly once, when the transfer is whole, has met the end
 	// of the file (a short N with a nil Err), or has failed. The engines of
 	// this package run it on a goroutine that is inside Reap or Close, or
@@ -164,6 +168,10 @@ type Options struct {
 	// goroutines, thus threads, in system calls), at most MaxDepth. What is
 	// beyond waits in the engine, in order. 0: 256, or 64 for Threads.
 	Depth int
+	// Between, if not nil, is called by a Reap that has run the Done of an op
+	// somebody waited for and is about to run that of one which is Later. It may
+	// let others run, but not wait.
+	Between func()
 }
 
 // MaxDepth is the largest Options.Depth: what an io_uring can hold.

@@ -68,6 +68,8 @@ type engine struct {
 	depth int
 	wake  waker
 
+	between func() // see Options.Between
+
 	inflight atomic.Int64 // submitted, Done not returned
 	closing  atomic.Bool  // set under mu
 
@@ -243,19 +245,40 @@ func (e *engine) stalled() bool {
 
 func (e *engine) Reap(max int) int {
 	ran := 0
-	for ran < max {
-		n, more := e.reapChunk(min(max-ran, chunk))
-		ran += n
-		if !more {
-			break
+	var later fifo
+	told := false // somebody has been, since the last of later
+	for {
+		more := false
+		if ran < max {
+			var n, put int
+			n, put, more = e.reapChunk(min(max-ran, chunk), &later)
+			ran += n
+			told = told || n > put
+		}
+		switch {
+		case !later.empty():
+			// One at a time: its Done may take longer than the device does for what
+			// somebody waits for.
+			if told && e.between != nil {
+				e.between()
+			}
+			told = false
+			e.finish(later.pop())
+		case !more:
+			return ran
 		}
 	}
-	return ran
 }
 
-// reapChunk finishes at most max ops and reports whether another call may find
-// more.
-func (e *engine) reapChunk(max int) (ran int, more bool) {
+// finish runs the Done of an op that was taken.
+func (e *engine) finish(op *Op) {
+	op.Done(op)
+	e.leave(1)
+}
+
+// reapChunk takes at most max finished ops, puts those that are Later into later
+// and finishes the others. It reports whether another call may find more.
+func (e *engine) reapChunk(max int, later *fifo) (ran, put int, more bool) {
 	var (
 		done [chunk]*Op
 		b    batch
@@ -292,10 +315,14 @@ func (e *engine) reapChunk(max int) (ran int, more bool) {
 	// they work.
 	e.start(b)
 	for _, op := range done[:ran] {
-		op.Done(op)
+		if op.Later {
+			later.push(op)
+			put++
+		} else {
+			e.finish(op)
+		}
 	}
-	e.leave(ran)
-	return ran, n+ran > 0
+	return ran, put, n+ran > 0
 }
 
 // take fills e.cs with at most max completions, the first own of them the

@@ -19,16 +19,16 @@ var engines = []struct {
 	name string
 	open func(depth int) (Engine, error)
 }{
-	{"aio", func(d int) (Engine, error) { return Open(Options{LinuxAIO, d}) }},
+	{"aio", func(d int) (Engine, error) { return Open(Options{Kind: LinuxAIO, Depth: d}) }},
 	{"aio-getevents", func(d int) (Engine, error) {
-		e, err := Open(Options{LinuxAIO, d})
+		e, err := Open(Options{Kind: LinuxAIO, Depth: d})
 		if err == nil {
 			e.(*engine).back.(*kaio).ring = nil
 		}
 		return e, err
 	}},
-	{"io_uring", func(d int) (Engine, error) { return Open(Options{IOURing, d}) }},
-	{"threads", func(d int) (Engine, error) { return Open(Options{Threads, d}) }},
+	{"io_uring", func(d int) (Engine, error) { return Open(Options{Kind: IOURing, Depth: d}) }},
+	{"threads", func(d int) (Engine, error) { return Open(Options{Kind: Threads, Depth: d}) }},
 }
 
 // eachEngine runs f with every engine of the given depth, and checks that it

@@ -22,7 +22,8 @@ func Open(o Options) (Engine, error) {
 	case Auto:
 		var all []error
 		for _, kind := range [...]Kind{LinuxAIO, IOURing, Threads} {
-			e, err := Open(Options{kind, o.Depth})
+			o.Kind = kind
+			e, err := Open(o)
 			if err == nil {
 				return e, nil
 			}
@@ -40,6 +41,7 @@ func Open(o Options) (Engine, error) {
 	if o.Kind == Threads {
 		w := newChanWaker()
 		e := newEngine(Threads, depth, w)
+		e.between = o.Between
 		e.back = newThreads(depth, depth, w.kick)
 		return e, nil
 	}
@@ -48,6 +50,7 @@ func Open(o Options) (Engine, error) {
 		return nil, fmt.Errorf("aio: %w", err)
 	}
 	e := newEngine(o.Kind, depth, w)
+	e.between = o.Between
 	if o.Kind == IOURing {
 		err = e.openIOURing(w.fd)
 	} else {

@@ -347,7 +347,7 @@ func TestHelperDoesWhatWouldBlock(t *testing.T) {
 // An entry that io_uring_enter did not take is not left in the ring, where the
 // next call would find it.
 func TestIOURingTakesBackWhatWasRefused(t *testing.T) {
-	eng := mustOpen(t, func(d int) (Engine, error) { return Open(Options{IOURing, d}) }, 4)
+	eng := mustOpen(t, func(d int) (Engine, error) { return Open(Options{Kind: IOURing, Depth: d}) }, 4)
 	u := eng.(*engine).back.(*uring)
 	content := pattern(4096, 19)
 	fd := file(t, content, false)

@@ -420,6 +420,12 @@ var table = []mutation{
 		pkg:   "pager/aio", test: "TestWaitEnds", quick: true,
 	},
 	{
+		name:  "bulk-before-misses",
+		what:  "what was read ahead is installed in the order of the ring, in front of what somebody waits for",
+		edits: []edit{{"pager/aio/engine_linux.go", "if op.Later {", "if false {"}},
+		pkg:   "pager/aio", test: "TestLaterIsDoneAfterTheOthers", quick: true,
+	},
+	{
 		name:  "signal-twice",
 		what:  "an eventfd is signalled twice for one lock",
 		edits: []edit{{"pager/lock.go", "\tl.efd.signal()\n", "\tl.efd.signal()\n\tl.efd.signal()\n"}},
