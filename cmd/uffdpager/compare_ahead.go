@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 
 	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/stamp"
@@ -193,21 +194,32 @@ func randomOrder(blocks int64, seed uint64) []int64 {
 	return order
 }
 
-// The tree: an inner page names 16 leaves, which lie anywhere in the rest of the
-// file, and the inner page that comes after them. All that is in its bytes.
+// The tree: an inner page names 16 leaves, in its bytes, which lie anywhere in the
+// rest of the file. The inner pages follow each other in a circle of all of them,
+// so that a walk comes back to what it has read after most of the file, and not
+// after the few pages that are the way of a random function into a circle.
 const treeFanout = 16
 
-func treeInner(blocks int64) int64 { return max(blocks/(treeFanout+1), 1) }
+// treeInner is how many inner pages there are: a power of two.
+func treeInner(blocks int64) int64 {
+	return 1 << (bits.Len64(uint64(max(blocks/(treeFanout+1), 1))) - 1)
+}
 
-// treeLinks gives the pages that an inner page names: leaves, and the next one.
-func treeLinks(page []byte, blocks int64) (leaves [treeFanout]int64, next int64) {
+// treeNext is the inner page that follows node: a linear congruential generator of
+// full period (Hull and Dobell 1962).
+func treeNext(node, blocks int64) int64 {
+	return (node*0x5851f42d4c957f2d + 1) & (treeInner(blocks) - 1)
+}
+
+// treeLeaves gives the leaves that an inner page names.
+func treeLeaves(page []byte, blocks int64) (leaves [treeFanout]int64) {
 	inner := treeInner(blocks)
 	w := binary.LittleEndian.Uint64(page[8:])
 	for i := range leaves {
 		leaves[i] = inner + int64(stamp.Mix(w+uint64(i+1))%uint64(max(blocks-inner, 1)))
 		leaves[i] = min(leaves[i], blocks-1)
 	}
-	return leaves, int64(stamp.Mix(w) % uint64(inner))
+	return leaves
 }
 
 // treeWalk goes from inner page to inner page and over the leaves of each. What
@@ -223,7 +235,7 @@ func treeWalk(blocks int64, seed uint64) func() int64 {
 			var head [16]byte
 			stamp.Fill(head[:], node*blockSize, 0)
 			b := node
-			leaves, node = treeLinks(head[:], blocks)
+			leaves, node = treeLeaves(head[:], blocks), treeNext(node, blocks)
 			return b
 		}
 		at++
@@ -231,17 +243,22 @@ func treeWalk(blocks int64, seed uint64) func() int64 {
 	}
 }
 
-// treePolicy is what an application with such a tree writes: when an inner page
-// arrives, the pages that it names are fetched.
+// treePolicy is what an application with such a tree writes. When an inner page
+// arrives, the pages that it names are fetched; when somebody comes to it, the one
+// that follows is, which is a marker, so that coming to it is news again.
 func treePolicy(blocks int64) prefetch.Policy {
 	inner := treeInner(blocks)
 	return prefetch.DataFunc(func(e prefetch.Event, plan *prefetch.Plan) {
-		if e.Kind != prefetch.Arrived || e.Page >= inner || !e.Demand {
+		if e.Page >= inner {
 			return
 		}
-		leaves, _ := treeLinks(e.Data, blocks)
-		for _, page := range leaves {
-			plan.Add(page, 1)
+		if e.Kind == prefetch.Arrived {
+			for _, page := range treeLeaves(e.Data, blocks) {
+				plan.Add(page, 1)
+			}
+		}
+		if e.Kind == prefetch.Miss || e.Kind == prefetch.Touch {
+			plan.Mark(treeNext(e.Page, blocks))
 		}
 	})
 }

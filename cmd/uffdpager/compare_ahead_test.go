@@ -40,15 +40,16 @@ func TestAheadStreamsCoverTheFile(t *testing.T) {
 }
 
 // The policy of the tree plans exactly the leaves that the walk reads after an
-// inner page, in that order.
+// inner page, in that order, and the inner page that it comes to then.
 func TestTreePolicyKnowsTheWalk(t *testing.T) {
 	const blocks = 10_000
 	policy, next := treePolicy(blocks), treeWalk(blocks, 3)
 	page := make([]byte, blockSize)
+	inner := next()
 	for range 50 {
-		inner := next()
 		stamp.Fill(page, inner*blockSize, 0)
 		plan := prefetch.Plan{Pages: blocks, PageSize: blockSize, Room: 100}
+		policy.Observe(prefetch.Event{Kind: prefetch.Touch, Page: inner}, &plan)
 		policy.Observe(prefetch.Event{Kind: prefetch.Arrived, Page: inner, Data: page, Demand: true}, &plan)
 		var planned, read []int64
 		for _, r := range plan.Runs {
@@ -60,9 +61,29 @@ func TestTreePolicyKnowsTheWalk(t *testing.T) {
 		if !slices.Equal(planned, read) {
 			t.Fatalf("after page %d: planned %v, read %v", inner, planned, read)
 		}
+		if inner = next(); !slices.Equal(plan.Marks, []int64{inner}) {
+			t.Fatalf("marked %v, the walk goes on at %d", plan.Marks, inner)
+		}
 		binary.LittleEndian.PutUint64(page[8:], 1) // another page, other leaves
-		if l, _ := treeLinks(page, blocks); slices.Equal(l[:], read) {
+		if l := treeLeaves(page, blocks); slices.Equal(l[:], read) {
 			t.Fatal("the links do not depend on the page's bytes")
+		}
+	}
+}
+
+// A walk passes all inner pages before it comes to one again: else it would soon
+// read what is in memory only.
+func TestTreeWalkIsLong(t *testing.T) {
+	for _, blocks := range []int64{1, 20, 10_000, 1 << 20} {
+		next, seen := treeWalk(blocks, 1), map[int64]bool{}
+		for range treeInner(blocks) {
+			seen[next()] = true
+			for range treeFanout {
+				next()
+			}
+		}
+		if int64(len(seen)) != treeInner(blocks) || treeInner(blocks)*2*(treeFanout+1) < blocks {
+			t.Errorf("%d blocks: a walk of %d inner pages, there are %d", blocks, len(seen), treeInner(blocks))
 		}
 	}
 }

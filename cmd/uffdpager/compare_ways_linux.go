@@ -110,6 +110,12 @@ func openPager(s rowSpec, file *os.File) (*way, error) {
 	if s.Row.Prefetch == aheadReplay {
 		w.prefill = nil // a restart begins with nothing in memory
 	}
+	if s.Workload == loadTree {
+		// With leaves: to read the inner pages is to have all leaves fetched.
+		from := treeInner(s.Size/blockSize) * blockSize
+		w.prefill = func(b []byte, off int64) (int, error) { return r.ReadAt(b, off+from) }
+		w.keeps = min(s.Budget, s.Size-from)
+	}
 	if s.Row.Bulk {
 		w.beside = func(stop func() bool) { needInBulk(r, s.Budget, stop) }
 	}
