@@ -13,7 +13,6 @@ import (
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/journal"
-	"github.com/uffdpager/uffdpager/pager/store"
 )
 
 // A commit
@@ -27,11 +26,13 @@ import (
 // caller who waits to the end in any case, which holds turn (committer.go). The
 // pre-copy and the cut are in cut.go.
 //
-// Images, and the record with their checksums, are on their way together, the
-// last image and the record with one system call; whoever has waited for them
-// flushes, which makes all durable. If anything fails before that, the images that are
-// whole become Loose again, the pages of the others are Dirty again, and the
-// next commit takes them.
+// Images, and the record with their checksums, are on their way together;
+// whoever has waited for them flushes, which makes all durable. The last image
+// and the record, and the flush, are carried out by the committing goroutine
+// itself (onSpot): a commit of a few pages waits for three system calls and for
+// nobody else. If anything fails before the flush, the images that are whole become
+// Loose again, the pages of the others are Dirty again, and the next commit
+// takes them.
 
 // commitTogether commits regions (ascending descriptors) of which the caller
 // has the turns, with one cut over all of them. stop ends the wait for the
@@ -127,15 +128,20 @@ func (c *cut) finish() error {
 	if err == nil {
 		c.writes.Add(len(rec.Ops))
 		r.repeating(rec.Ops, c.writes.Done)
+		c.track = tracked{kind: WedgedWrite, r: r, n: r.Len(), name: "commit record"}
+		r.p.tracks.add(&c.track)
 		c.push(rec.Ops...)
 	}
 	c.await()
+	if rec != nil {
+		r.p.tracks.remove(&c.track)
+	}
 	if err == nil {
 		err = cmp.Or(failed(rec.Ops), c.err)
 	}
 	if err == nil {
 		r.p.stats.flushes.Add(1)
-		if err = r.flushSide(); err != nil {
+		if err = r.flushSide(&c.track); err != nil {
 			err = a.flushFailed(err)
 		}
 	}
@@ -219,13 +225,38 @@ func (c *cut) tell(err error) {
 	}
 }
 
+// onSpot is the engine of goroutines that wait for what they start.
+type onSpot struct {
+	once sync.Once
+	e    aio.Engine // nil: nobody has needed it
+}
+
+func (o *onSpot) engine(below aio.Engine) aio.Engine {
+	o.once.Do(func() { o.e = aio.InPlace(below) })
+	return o.e
+}
+
+func (o *onSpot) close() error {
+	o.once.Do(func() {})
+	if o.e == nil {
+		return nil
+	}
+	return o.e.Close()
+}
+
+// onTheSpot starts ops on the journal's store for a goroutine that is going to
+// wait for them: it carries them out itself as far as the store lets it.
+func (r *Region) onTheSpot(ops []*aio.Op) {
+	r.write.side.Start(r.p.onSpot.engine(r.p.engine), ops)
+}
+
 // transfer does ops on the journal's store and waits, repeating what fails with
 // an error that passes (but no flush). The first error is returned.
 func (r *Region) transfer(ops ...*aio.Op) error {
 	var wg sync.WaitGroup
 	wg.Add(len(ops))
 	r.repeating(ops, wg.Done)
-	r.write.side.Start(r.p.engine, ops)
+	r.onTheSpot(ops)
 	wg.Wait()
 	return failed(ops)
 }
@@ -259,14 +290,11 @@ func failed(ops []*aio.Op) error {
 	return nil
 }
 
-// flushSide makes durable what the journal has been written. A store that can
-// be flushed by a call is: the goroutine has to wait anyway, and an op would be
-// handed to a thread of the kernel, to the poller and to whoever reaps before it
-// came back.
-func (r *Region) flushSide() error {
-	if f, ok := r.write.side.(store.Flusher); ok {
-		return f.Flush()
-	}
+// flushSide makes durable what the journal has been written. t is free.
+func (r *Region) flushSide(t *tracked) error {
+	*t = tracked{kind: WedgedFlush, r: r, n: r.Len(), name: "journal"}
+	r.p.tracks.add(t)
+	defer r.p.tracks.remove(t)
 	return r.transfer(&aio.Op{Code: aio.Flush})
 }
 

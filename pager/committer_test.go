@@ -5,6 +5,7 @@ package pager
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,49 +16,50 @@ import (
 	"github.com/uffdpager/uffdpager/pager/store"
 )
 
-// flushedByCall is a store that can be flushed by a call, which fails with what
-// err has.
-type flushedByCall struct {
+// watchedJournal is a journal that sees when its writes and flushes end, and
+// makes flushes fail with what err has.
+type watchedJournal struct {
 	store.Store
 	writes  atomic.Int64 // under way, but for headers, which are the keeper's
-	flushes atomic.Int64 // by a call
+	flushes atomic.Int64
 	early   atomic.Int64 // of these, with writes under way
+	later   atomic.Int64 // ops that had not ended when Start returned
 	err     atomic.Pointer[unix.Errno]
 }
 
-func (s *flushedByCall) Start(e aio.Engine, ops []*aio.Op) {
+func (s *watchedJournal) Start(e aio.Engine, ops []*aio.Op) {
+	var ended atomic.Int64
 	for _, op := range ops {
-		if op.Code == aio.Write && op.Off >= 2*FrameSize {
+		done, write := op.Done, op.Code == aio.Write && op.Off >= 2*FrameSize
+		if write {
 			s.writes.Add(1)
-			done := op.Done
-			op.Done = func(op *aio.Op) {
-				s.writes.Add(-1)
-				op.Done = done
-				done(op)
+		}
+		if op.Code == aio.Flush {
+			s.flushes.Add(1)
+			if s.writes.Load() > 0 {
+				s.early.Add(1)
 			}
+		}
+		op.Done = func(op *aio.Op) {
+			if write {
+				s.writes.Add(-1)
+			}
+			if e := s.err.Load(); e != nil && op.Code == aio.Flush {
+				op.Err = *e
+			}
+			ended.Add(1)
+			op.Done = done
+			done(op)
 		}
 	}
 	s.Store.Start(e, ops)
+	s.later.Add(int64(len(ops)) - ended.Load())
 }
 
-func (s *flushedByCall) Flush() error {
-	s.flushes.Add(1)
-	if s.writes.Load() > 0 {
-		s.early.Add(1)
-	}
-	if e := s.err.Load(); e != nil {
-		return *e
-	}
-	return nil
-}
-
-// A journal that can be flushed by a call is: once per commit, after all of its
-// writes; a failure is kept, like that of an op.
-func TestCommitFlushesByACall(t *testing.T) {
-	p := newPager(t, Options{Budget: 256 * FrameSize})
-	slow := store.NewFaulty(store.NewMemory(8192), store.FaultyOptions{Kernel: true})
-	slow.SetLatency(time.Millisecond, time.Millisecond)
-	journal := &flushedByCall{Store: slow}
+// mapWatched maps an Atomic region over this journal, all writes to which are
+// the commits': it has its length, and nothing is written in the background.
+func mapWatched(t *testing.T, p *Pager, journal store.Store) *Region {
+	t.Helper()
 	r, err := p.Map(store.NewMemory(64*FrameSize), RegionOptions{
 		Durability: Atomic,
 		Journal:    JournalOptions{Store: journal, Limit: 400 * FrameSize, Interval: -1},
@@ -66,17 +68,22 @@ func TestCommitFlushesByACall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := context.Background()
-	// All writes are to be the commits': the journal has its length, nothing is
-	// written in the background.
-	for r.atomic.grow(ctx) == nil {
+	for r.atomic.grow(context.Background()) == nil {
 	}
-	for i := range 20 {
+	return r
+}
+
+// commitsOf commits a few pages seven times, with one flush after all of a
+// commit's writes. The eighth record would make the keeper checkpoint: it fills
+// half of the ring.
+func commitsOf(t *testing.T, r *Region, journal *watchedJournal) {
+	t.Helper()
+	for i := range 7 {
 		for k := range 1 + i%3 {
 			fill(t, r, 7*k+i, byte(i))
 		}
 		before := journal.flushes.Load()
-		if err := r.Commit(ctx); err != nil {
+		if err := r.Commit(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		if n := journal.flushes.Load() - before; n != 1 {
@@ -86,6 +93,18 @@ func TestCommitFlushesByACall(t *testing.T) {
 			t.Errorf("commit %d: %d flushes before its writes had ended", i, n)
 		}
 	}
+}
+
+// The journal is flushed once per commit, after all of its writes; a failure is
+// kept.
+func TestCommitFlushesOnceAfterItsWrites(t *testing.T) {
+	p := newPager(t, Options{Budget: 256 * FrameSize})
+	slow := store.NewFaulty(store.NewMemory(8192), store.FaultyOptions{Kernel: true})
+	slow.SetLatency(time.Millisecond, time.Millisecond)
+	journal := &watchedJournal{Store: slow}
+	r := mapWatched(t, p, journal)
+	commitsOf(t, r, journal)
+	ctx := context.Background()
 	fill(t, r, 1, 1)
 	eio := unix.EIO
 	journal.err.Store(&eio)
@@ -98,6 +117,29 @@ func TestCommitFlushesByACall(t *testing.T) {
 	}
 	if err := r.Close(); !errors.Is(err, unix.EIO) {
 		t.Errorf("Close after a failed flush: %v", err)
+	}
+}
+
+// A commit to a file is carried out by the goroutine that commits: its writes
+// and its flush have ended when they have been started, and nobody is woken.
+func TestCommitInPlace(t *testing.T) {
+	p := newPager(t, Options{Budget: 256 * FrameSize})
+	if p.Engine() != aio.LinuxAIO.String() {
+		t.Skip("only Linux AIO does several writes together in place; the engine is ", p.Engine())
+	}
+	f, err := store.OpenFile(filepath.Join(t.TempDir(), "journal"), store.FileOptions{Create: true, Size: 8192})
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal := &watchedJournal{Store: f}
+	r := mapWatched(t, p, journal)
+	journal.later.Store(0) // what made the journal longer
+	commitsOf(t, r, journal)
+	if n := journal.later.Load(); n != 0 {
+		t.Errorf("%d writes and flushes of commits had to be waited for", n)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -31,6 +31,7 @@ type cut struct {
 	writes  sync.WaitGroup // of images, and of the record
 	running atomic.Int64   // frames of images
 	held    *aio.Op        // the last of them, which goes along with the record
+	track   tracked        // of the record, then of the flush
 
 	mu      sync.Mutex
 	entries []journal.Entry
@@ -76,11 +77,14 @@ func (c *cut) written(w *slotWrite, err error) {
 // device in one call with the record, which a commit of a few pages has ready a
 // moment later. await starts it in any case.
 func (c *cut) start(op *aio.Op) {
-	c.push()
+	if c.held != nil {
+		c.r.write.side.Start(c.r.p.engine, []*aio.Op{c.held})
+	}
 	c.held = op
 }
 
-// push starts what is held back, and more.
+// push starts what is held back, and more, for who waits for it next: it may
+// have ended when push returns.
 func (c *cut) push(more ...*aio.Op) {
 	ops := more
 	if c.held != nil {
@@ -88,7 +92,7 @@ func (c *cut) push(more ...*aio.Op) {
 		c.held = nil
 	}
 	if len(ops) > 0 {
-		c.r.write.side.Start(c.r.p.engine, ops)
+		c.r.onTheSpot(ops)
 	}
 }
 

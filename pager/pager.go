@@ -28,6 +28,7 @@ type Pager struct {
 	engine  aio.Engine
 	gather  gatherer     // the engine, for reads
 	letRest atomic.Int32 // see letRun
+	onSpot  onSpot       // the engine, for who waits for his own I/O
 
 	budgetMu    sync.Mutex
 	budget      atomic.Int64 // frames
@@ -207,7 +208,7 @@ func (p *Pager) Close() error {
 	close(p.stopWatch)
 	p.rouse()
 	p.rescueNoMore()
-	errs = append(errs, p.engine.Close())
+	errs = append(errs, p.onSpot.close(), p.engine.Close())
 	p.wg.Wait()
 	errs = append(errs, p.wakeFile.Close())
 	p.closeE = errors.Join(errs...)

@@ -32,7 +32,7 @@ func (k WedgeKind) String() string {
 type Wedge struct {
 	Kind   WedgeKind
 	Store  string // Store.String() of its region; "" if it belongs to none
-	Name   string // WedgedHook: which; WedgedFault: how it waits
+	Name   string // WedgedHook: which; WedgedFault: how it waits; of a commit: what for
 	Offset int64  // in the region, in bytes
 	Len    int64
 	Age    time.Duration // at least

@@ -121,6 +121,44 @@ func TestWedgedIO(t *testing.T) {
 	eventually(t, "nothing is named", func() bool { return len(p.Stats().Wedged) == 0 })
 }
 
+// A commit whose record, and one whose flush does not end.
+func TestWedgedCommit(t *testing.T) {
+	var n named
+	p := newPager(t, Options{Budget: 64 * FrameSize, WedgeLimit: wedgeLimit, Events: n.listener()})
+	js := store.NewFaulty(store.NewMemory(1<<20), store.FaultyOptions{})
+	r, err := p.Map(store.NewMemory(100*FrameSize), RegionOptions{Durability: Atomic, Journal: JournalOptions{Store: js, Limit: 1 << 20, Interval: -1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer js.Release()
+	if _, err := r.WriteAt([]byte{1}, 7*FrameSize); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Commit(context.Background()); err != nil { // the keeper has looked at the new journal
+		t.Fatal(err)
+	}
+	if _, err := r.WriteAt([]byte{2}, 7*FrameSize); err != nil {
+		t.Fatal(err)
+	}
+	js.Hold(0)
+	got := make(chan error, 1)
+	go func() { got <- r.Commit(context.Background()) }()
+	eventually(t, "image and record are named", func() bool {
+		return n.count(WedgedWrite, 7*FrameSize) > 0 && inStats(p, WedgedWrite, "commit record")
+	})
+	js.Step(-1) // the flush comes now
+	eventually(t, "the flush is named", func() bool { return inStats(p, WedgedFlush, "journal") })
+	if inStats(p, WedgedWrite, "") {
+		t.Errorf("writes that have ended are named: %v", p.Stats().Wedged)
+	}
+	js.Release()
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "nothing is named", func() bool { return len(p.Stats().Wedged) == 0 })
+}
+
 type slowEvict struct {
 	evict.Policy
 	gate chan struct{}

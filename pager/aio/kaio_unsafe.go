@@ -65,6 +65,7 @@ const (
 type kaio struct {
 	ctx   unsafe.Pointer // aio_context_t: the address of the ring
 	iocbs []byte         // mapped, so that the race detector leaves it alone
+	flags uint32         // of every iocb
 	resfd uint32
 
 	ring *aioRing // nil: its layout is not the one we know, use io_getevents
@@ -75,8 +76,14 @@ type kaio struct {
 	probe [1]byte // what try reads into: not on a stack, which may move
 }
 
+// noEventfd: completions signal nothing, somebody is in wait for them.
+const noEventfd = -1
+
 func newKAIO(depth int, eventfd int) (*kaio, error) {
-	k := &kaio{resfd: uint32(eventfd)}
+	k := &kaio{}
+	if eventfd != noEventfd {
+		k.flags, k.resfd = iocbFlagResFD, uint32(eventfd)
+	}
 	// The kernel stores a pointer, and so do we: as a number it could not be
 	// turned back into one that go vet believes in.
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, uintptr(depth), uintptr(unsafe.Pointer(&k.ctx)), 0); errno != 0 {
@@ -104,7 +111,7 @@ func (k *kaio) prepare(slot int32, op *Op) {
 	*cb = iocb{
 		data:  uint64(slot),
 		fd:    uint32(op.FD),
-		flags: iocbFlagResFD,
+		flags: k.flags,
 		resfd: k.resfd,
 	}
 	switch op.Code {
@@ -183,6 +190,35 @@ func (k *kaio) fetch() {
 		uintptr(unsafe.Pointer(&k.stash)), uintptr(unsafe.Pointer(&now)), 0)
 	if errno == 0 {
 		k.nstash = int(n)
+	}
+}
+
+// wait waits for n completions and puts their results where the slots say. Only
+// for who has all that is under way to himself. It tries the call with an n of 0.
+func (k *kaio) wait(n int, res *[inPlaceMost]int64) syscall.Errno {
+	var (
+		events [inPlaceMost]ioEvent
+		now    unix.Timespec
+		most   *unix.Timespec
+	)
+	if n == 0 {
+		most = &now
+	}
+	for {
+		got, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, uintptr(k.ctx), uintptr(n), uintptr(max(n, 1)),
+			uintptr(unsafe.Pointer(&events)), uintptr(unsafe.Pointer(most)), 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno != 0 {
+			return errno
+		}
+		for _, ev := range events[:got] {
+			res[ev.data] = ev.res
+		}
+		if n -= int(got); n <= 0 {
+			return 0
+		}
 	}
 }
 

@@ -29,7 +29,9 @@ func TestModel(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer e.Close()
-			all = append(all, opened{k.name, e})
+			here := InPlace(e)
+			defer here.Close()
+			all = append(all, opened{k.name, e}, opened{"in place, " + k.name, here})
 		}
 	}
 	fds := map[bool]int{false: file(t, nil, false)}

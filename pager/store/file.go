@@ -155,10 +155,7 @@ type File struct {
 	tailFD int        // the buffered descriptor; -1: not opened yet
 }
 
-var (
-	_ Store   = (*File)(nil)
-	_ Flusher = (*File)(nil)
-)
+var _ Store = (*File)(nil)
 
 // Size implements Store.
 func (f *File) Size() int64 { return f.size.Load() }
@@ -245,15 +242,6 @@ func (f *File) Start(e aio.Engine, ops []*aio.Op) {
 	if run < len(ops) {
 		e.Submit(ops[run:])
 	}
-}
-
-// Flush implements Flusher: fdatasync(2). Its errors are the errno, or those of
-// Truncate for a store that is closed or not writable.
-func (f *File) Flush() error {
-	if err := f.usable("flush"); err != nil {
-		return err
-	}
-	return f.fdatasync()
 }
 
 // Close implements Store. It releases the lock and the descriptors; a second

@@ -267,16 +267,6 @@ func (f *File) syncName() error {
 	return nil
 }
 
-// fdatasync repeats what a signal has interrupted, which has neither found nor
-// forgotten an error.
-func (f *File) fdatasync() error {
-	for {
-		if err := unix.Fdatasync(f.fd); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
 func (f *File) close() error {
 	if f.locked {
 		// The description may live on, and with it the lock: in the caller's

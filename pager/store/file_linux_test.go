@@ -293,9 +293,6 @@ func TestReadOnlyStoreRefusesWrites(t *testing.T) {
 	if err := r.flush(s); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("flush: %v", err)
 	}
-	if err := s.Flush(); !errors.Is(err, ErrReadOnly) {
-		t.Errorf("flush by a call: %v", err)
-	}
 	if err := s.Truncate(1); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("truncate: %v", err)
 	}
@@ -344,9 +341,6 @@ func TestUseAfterCloseIsAnError(t *testing.T) {
 		if r.do(s, op); !errors.Is(op.Err, fs.ErrClosed) {
 			t.Errorf("%v: %v", code, op.Err)
 		}
-	}
-	if err := s.Flush(); !errors.Is(err, fs.ErrClosed) {
-		t.Errorf("flush by a call: %v", err)
 	}
 	if err := s.Truncate(1); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("truncate: %v", err)

@@ -7,7 +7,6 @@ import "os"
 func openPath(string, FileOptions) (*File, error)        { return nil, ErrNotSupported }
 func reopen(*os.File, FileOptions) (*File, error)        { return nil, ErrNotSupported }
 func (f *File) writeBuffered([]byte, int64) (int, error) { return 0, ErrNotSupported }
-func (f *File) fdatasync() error                         { return ErrNotSupported }
 func (f *File) close() error                             { return ErrNotSupported }
 
 // Truncate implements Store.

@@ -58,15 +58,6 @@ type Store interface {
 	String() string
 }
 
-// Flusher is a Store whose Flush need not be an op: for who has nothing else to
-// do than to wait for it. A store that wraps another has it only if it has its
-// own, so what it does to flushes cannot be passed over.
-type Flusher interface {
-	// Flush makes durable what has been written, as an op with aio.Flush does,
-	// and waits for that.
-	Flush() error
-}
-
 // Kernel is a form of a store that can be served by system calls or memory
 // copies alone, by a thread that must not run Go code: either a file
 // descriptor or memory that neither moves nor is collected. It is valid until

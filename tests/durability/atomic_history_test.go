@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -32,6 +34,7 @@ type history struct {
 	data *store.Recording
 	sums *store.Recording // nil: no checksums
 	js   *store.Recording
+	path string // of the journal, if it is a file
 	opt  pager.RegionOptions
 
 	p     *pager.Pager
@@ -50,7 +53,7 @@ type lasting struct{ store.Store }
 
 func (lasting) Close() error { return nil }
 
-// newHistory maps a region. With slow, transfers take their time and overtake
+// newHistory maps a region, of every third seed with a journal that is a file. With slow, transfers take their time and overtake
 // one another, and then there is no raw access. With summed the data store has
 // checksums.
 func newHistory(t *testing.T, seed uint64, slow, summed bool) *history {
@@ -87,7 +90,14 @@ func newHistoryOf(t *testing.T, p *pager.Pager, rec *store.Recorder, seed uint64
 		h.sums = wrap(sums)
 	}
 	h.data = wrap(data)
-	h.js = wrap(store.NewMemory(256 << 10))
+	var journal store.Store = store.NewMemory(256 << 10)
+	if seed%3 == 0 {
+		// Through an engine, some of it in place: memory needs none.
+		h.path = filepath.Join(t.TempDir(), "journal")
+		journal = fixture.OpenFile(t, h.path, store.FileOptions{Create: true, Size: 256 << 10})
+	}
+	h.js = wrap(journal)
+	t.Cleanup(func() { h.js.Close() })
 	h.opt = pager.RegionOptions{
 		Durability: pager.Atomic,
 		MaxSize:    historyPages * frame,
@@ -235,7 +245,16 @@ func (h *history) compare(r *pager.Region, want []byte) error {
 // thread without a P writes to a store's memory itself, which no Recording sees.
 func (h *history) recorded() bool {
 	k, ok := h.js.Kernel()
-	return !ok || k.Mem == nil || bytes.Equal(k.Mem[:h.js.Size()], h.js.Image(h.rec.Now(), store.Everything))
+	has := k.Mem
+	if h.path != "" {
+		var err error
+		if has, err = os.ReadFile(h.path); err != nil {
+			h.t.Fatal(err)
+		}
+	} else if !ok || has == nil {
+		return true
+	}
+	return bytes.Equal(has[:h.js.Size()], h.js.Image(h.rec.Now(), store.Everything))
 }
 
 // nearest says where the region differs from the attempt most like it.

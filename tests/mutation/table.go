@@ -318,13 +318,19 @@ var table = []mutation{
 	{
 		name:  "commit-without-flush",
 		what:  "Commit is acknowledged before the journal is flushed",
-		edits: []edit{{"pager/commit.go", "if err = r.flushSide(); err != nil {", "if err = error(nil); err != nil {"}},
+		edits: []edit{{"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "if err = error(nil); err != nil {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss", quick: true,
 	},
 	{
 		name:  "commit-flushes-first",
 		what:  "the journal is flushed before the record of the commit is written",
-		edits: []edit{{"pager/commit.go", "\t\tc.push(rec.Ops...)\n", "\t\tc.push()\n\t\t_ = r.flushSide()\n\t\tc.push(rec.Ops...)\n"}, {"pager/commit.go", "if err = r.flushSide(); err != nil {", "if err = error(nil); err != nil {"}},
+		edits: []edit{{"pager/commit.go", "\t\tc.push(rec.Ops...)\n", "\t\tc.push()\n\t\t_ = r.flushSide(&c.track)\n\t\tc.push(rec.Ops...)\n"}, {"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "if err = error(nil); err != nil {"}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
+	},
+	{
+		name:  "commit-flushes-beside-the-writes",
+		what:  "the flush of a commit does not wait for the writes of its images and its record",
+		edits: []edit{{"pager/commit.go", "\tc.await()\n\tif rec != nil {", "\tc.push()\n\tif rec != nil {"}, {"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "err = r.flushSide(&c.track)\n\t\tif c.await(); err != nil {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
@@ -336,7 +342,7 @@ var table = []mutation{
 	{
 		name:  "acknowledge-before-flush",
 		what:  "a commit is acknowledged before its flush",
-		edits: []edit{{"pager/commit.go", "if err = r.flushSide(); err != nil {", "if err != nil {"}},
+		edits: []edit{{"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "if err != nil {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
