@@ -17,7 +17,7 @@ import (
 func eachInPlace(t *testing.T, f func(t *testing.T, e, below Engine, together bool)) {
 	for _, kind := range []Kind{LinuxAIO, Threads} {
 		t.Run(kind.String(), func(t *testing.T) {
-			below := mustOpen(t, func(d int) (Engine, error) { return Open(Options{kind, d}) }, 8)
+			below := mustOpen(t, func(d int) (Engine, error) { return Open(Options{Kind: kind, Depth: d}) }, 8)
 			e := InPlace(below)
 			f(t, e, below, e.(*inPlace).k != nil)
 			if err := e.Close(); err != nil {
