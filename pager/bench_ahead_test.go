@@ -18,6 +18,7 @@ import (
 
 	"github.com/uffdpager/uffdpager/pager"
 	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/prefetch"
 )
 
 // Benchmarks of reading ahead, over a file: direct I/O where its file system can.
@@ -237,5 +238,141 @@ func BenchmarkScan(b *testing.B) {
 	for i, w := range ways {
 		b.ReportMetric(float64(cpu[i])/float64(pages), w.name+"-cpu-ns/page")
 		b.ReportMetric(took[1].Seconds()/took[i].Seconds(), w.name+"/pread")
+	}
+}
+
+// BenchmarkPageBesideRuns: what one direct read of a page takes on the bare device
+// while others read runs all the time, each in a thread of its own: what calmBulk
+// and calmRun go by. The cases take turns; an op is a page in each of them.
+func BenchmarkPageBesideRuns(b *testing.B) {
+	fd, err := unix.Open(aheadFile(b), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		b.Skip("direct I/O: ", err)
+	}
+	defer unix.Close(fd)
+	buffer := func(n int) []byte {
+		mem, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { unix.Munmap(mem) })
+		return mem
+	}
+	const half = aheadSize / 2
+	cases := []struct {
+		runs, kib int
+		took      []time.Duration
+	}{{runs: 0}, {runs: 1, kib: 128}, {runs: 1, kib: 256}, {runs: 2, kib: 256}, {runs: 4, kib: 1024}}
+	page, runs := buffer(benchPage), [4][]byte{}
+	for i := range runs {
+		runs[i] = buffer(1 << 20)
+	}
+	const turn = 200
+	b.ResetTimer()
+	for done := 0; done < b.N; done += turn {
+		for k := range cases {
+			c := &cases[k]
+			var stop atomic.Bool
+			var beside sync.WaitGroup
+			for i := range c.runs {
+				beside.Go(func() {
+					buf := runs[i][:c.kib<<10]
+					for at := i * half / 4; !stop.Load(); at = (at + len(buf)) % half {
+						if n, err := unix.Pread(fd, buf, int64(at)); err != nil || n != len(buf) {
+							b.Error(n, err)
+							return
+						}
+					}
+				})
+			}
+			for range turn {
+				off := half + rand.Int64N(half/benchPage)*benchPage
+				began := time.Now()
+				if n, err := unix.Pread(fd, page, off); err != nil || n != benchPage {
+					b.Fatal(n, err)
+				}
+				c.took = append(c.took, time.Since(began))
+			}
+			stop.Store(true)
+			beside.Wait()
+		}
+	}
+	b.StopTimer()
+	for _, c := range cases {
+		slices.Sort(c.took)
+		name := "alone"
+		if c.runs > 0 {
+			name = fmt.Sprintf("%dx%dKiB", c.runs, c.kib)
+		}
+		b.ReportMetric(float64(c.took[len(c.took)/2])/1e3, "p50-"+name+"-µs")
+		b.ReportMetric(float64(c.took[len(c.took)*99/100])/1e3, "p99-"+name+"-µs")
+	}
+}
+
+// BenchmarkWillNeed: what is named in bulk and nothing else, in pieces of a quarter
+// of the budget that are let go when they are there, beside direct preads of a MiB,
+// four at a time. An op is a page of each.
+func BenchmarkWillNeed(b *testing.B) {
+	name := aheadFile(b)
+	_, r := aheadRegion(b, name, aheadBudget, pager.RegionOptions{Prefetch: prefetch.None()})
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		b.Skip("direct I/O: ", err)
+	}
+	defer unix.Close(fd)
+	const piece = aheadBudget / 4
+	buf, err := unix.Mmap(-1, 0, piece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Munmap(buf)
+	ways := [2]func(at int64){
+		func(at int64) {
+			if err := r.Advise(at, piece, pager.WillNeed); err != nil {
+				b.Fatal(err)
+			}
+			for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+				if have, _ := r.Residency(at, piece); have == piece {
+					break
+				}
+				if time.Now().After(end) {
+					b.Fatal("not all of what was named has come")
+				}
+			}
+			if err := r.Advise(at, piece, pager.DontNeed); err != nil {
+				b.Fatal(err)
+			}
+		},
+		func(at int64) {
+			var all sync.WaitGroup
+			for i := range int64(4) {
+				all.Go(func() {
+					for o := i << 20; o < piece; o += 4 << 20 {
+						if n, err := unix.Pread(fd, buf[o:o+1<<20], at+o); err != nil || n != 1<<20 {
+							b.Error(n, err)
+						}
+					}
+				})
+			}
+			all.Wait()
+		},
+	}
+	var took [2]time.Duration
+	var cpu [2]int64
+	pages := 0
+	b.ResetTimer()
+	for at := int64(0); pages < b.N; at = (at + piece) % aheadSize {
+		for i, way := range ways {
+			began, before := time.Now(), benchCPU()
+			way(at)
+			took[i] += time.Since(began)
+			cpu[i] += benchCPU() - before
+		}
+		pages += piece / benchPage
+	}
+	b.StopTimer()
+	for i, name := range []string{"willneed", "pread"} {
+		b.ReportMetric(float64(pages)*benchPage/1e6/took[i].Seconds(), name+"-MB/s")
+		b.ReportMetric(float64(cpu[i])/float64(pages), name+"-cpu-ns/page")
 	}
 }

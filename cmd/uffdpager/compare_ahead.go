@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/stamp"
+	"github.com/uffdpager/uffdpager/pager"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
 
@@ -109,6 +110,32 @@ func aheadRows(o compareOptions) []compareRow {
 	}
 	return []compareRow{device(64), ours(wayAcquire, 1), bulk(ours(wayAcquire, 1)), ours(wayAcquire, 16), bulk(ours(wayAcquire, 16)),
 		ours(wayBytes, 1), bulk(ours(wayBytes, 1))}
+}
+
+// prefill is what memory that keeps so many bytes is filled with before the row
+// is measured: not with what the workload is about to read, or its first seconds
+// would be hits, at the speed of memory.
+func (s rowSpec) prefill(keeps int64) []pager.Range {
+	size := s.Size / blockSize * blockSize
+	keeps = min(keeps, size)
+	switch s.Workload {
+	case loadScan:
+		return []pager.Range{{Off: size - keeps, Len: keeps}}
+	case loadInterleaved:
+		// The end of each goroutine's share.
+		share := size / int64(s.Row.Goroutines) / blockSize * blockSize
+		n := min(keeps/int64(s.Row.Goroutines), share) / blockSize * blockSize
+		var parts []pager.Range
+		for i := range int64(s.Row.Goroutines) {
+			parts = append(parts, pager.Range{Off: (i+1)*share - n, Len: n})
+		}
+		return parts
+	case loadTree:
+		// Leaves: to read the inner pages is to have all leaves fetched.
+		from := treeInner(size/blockSize) * blockSize
+		return []pager.Range{{Off: from, Len: min(keeps, size-from)}}
+	}
+	return []pager.Range{{Len: keeps}}
 }
 
 // aheadPolicy makes the policy of a row of the pager; nil is the default.

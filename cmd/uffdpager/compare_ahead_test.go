@@ -87,3 +87,41 @@ func TestTreeWalkIsLong(t *testing.T) {
 		}
 	}
 }
+
+// What memory is filled with is not what a row reads first.
+func TestPrefillIsNotReadSoon(t *testing.T) {
+	const blocks, keeps = 1 << 16, 1 << 12
+	for _, kind := range []compareWorkload{loadScan, loadInterleaved, loadBackward, loadTree} {
+		for _, goroutines := range []int{1, 16, 64} {
+			s := rowSpec{Row: compareRow{Goroutines: goroutines}, Workload: kind, Size: blocks * blockSize, Seed: 1}
+			there, n := map[int64]bool{}, int64(0)
+			for _, part := range s.prefill(keeps * blockSize) {
+				if part.Off < 0 || part.Off+part.Len > s.Size {
+					t.Fatalf("%s: %v of %d bytes", kind, part, s.Size)
+				}
+				for off := part.Off; off < part.Off+part.Len; off += blockSize {
+					there[off/blockSize] = true
+				}
+				n += part.Len
+			}
+			if int64(len(there)) != keeps || n != keeps*blockSize {
+				t.Errorf("%s, %d goroutines: %d blocks, %d bytes are read, want %d", kind, goroutines, len(there), n, keeps)
+			}
+			r, hits := newReaders(s), 0
+			for i := range goroutines {
+				next := r.stream(i)
+				for range blocks / 2 / goroutines {
+					if there[next()] {
+						hits++
+					}
+				}
+			}
+			if kind == loadTree {
+				hits -= blocks / 2 * keeps / blocks * 5 / 4 // leaves lie anywhere
+			}
+			if hits > 0 {
+				t.Errorf("%s, %d goroutines: %d of the first reads are there", kind, goroutines, hits)
+			}
+		}
+	}
+}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/gauge"
 	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/stamp"
+	"github.com/uffdpager/uffdpager/pager"
 )
 
 // compareRowCommand is the process of one row: a rowSpec on standard input, a
@@ -78,8 +79,10 @@ func measureRow(s rowSpec) (rowResult, error) {
 	if w.prefill != nil && !s.Row.Unlimited {
 		// With anything, and fast: a row that still has room does not show what
 		// making room costs.
-		if err := readThrough(w.prefill, min(w.keeps, s.Size)); err != nil {
-			return rowResult{}, err
+		for _, part := range s.prefill(w.keeps) {
+			if err := readThrough(w.prefill, part); err != nil {
+				return rowResult{}, err
+			}
 		}
 	}
 	b := &bench{spec: s, way: w, readers: make([]reader, s.Row.Goroutines)}
@@ -120,11 +123,11 @@ func measureRow(s rowSpec) (rowResult, error) {
 	return res, nil
 }
 
-// readThrough reads the first n bytes.
-func readThrough(readAt func(p []byte, off int64) (int, error), n int64) error {
+// readThrough reads a part of the file.
+func readThrough(readAt func(p []byte, off int64) (int, error), part pager.Range) error {
 	buf := make([]byte, 1<<20)
-	for off := int64(0); off < n; off += int64(len(buf)) {
-		if _, err := readAt(buf[:min(int64(len(buf)), n-off)], off); err != nil {
+	for done := int64(0); done < part.Len; done += int64(len(buf)) {
+		if _, err := readAt(buf[:min(int64(len(buf)), part.Len-done)], part.Off+done); err != nil {
 			return err
 		}
 	}

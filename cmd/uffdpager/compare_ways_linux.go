@@ -28,7 +28,7 @@ type way struct {
 	// misses says how often the bytes were not there, so far. nil: not told.
 	misses func() int64
 	// prefill reads as read does, through the memory that the row keeps of the
-	// file, which is so many bytes. nil: it keeps none.
+	// file, which is so many bytes, see rowSpec.prefill. nil: it keeps none.
 	prefill func(p []byte, off int64) (int, error)
 	keeps   int64
 	// beside, if set, is done by one goroutine more while the row is measured.
@@ -109,12 +109,6 @@ func openPager(s rowSpec, file *os.File) (*way, error) {
 	}
 	if s.Row.Prefetch == aheadReplay {
 		w.prefill = nil // a restart begins with nothing in memory
-	}
-	if s.Workload == loadTree {
-		// With leaves: to read the inner pages is to have all leaves fetched.
-		from := treeInner(s.Size/blockSize) * blockSize
-		w.prefill = func(b []byte, off int64) (int, error) { return r.ReadAt(b, off+from) }
-		w.keeps = min(s.Budget, s.Size-from)
 	}
 	if s.Row.Bulk {
 		w.beside = func(stop func() bool) { needInBulk(r, s.Budget, stop) }
