@@ -208,14 +208,23 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 	return newPin(r, off, n, write), nil
 }
 
-// acquirePages pins a range of pages.
+// acquirePages pins a range of pages, with write for writing.
 func (r *Region) acquirePages(ctx context.Context, pr pageRange, write bool) error {
+	if err := r.pinPages(ctx, pr, write); err != nil {
+		return err
+	}
+	if write {
+		r.makeWritable(pr)
+	}
+	return nil
+}
+
+// pinPages pins a range of pages. store: they are about to be stored to, so
+// those that are absent are born dirty if they are of one frame.
+func (r *Region) pinPages(ctx context.Context, pr pageRange, store bool) error {
 	if r.pinHits(pr) {
-		if write {
-			r.makeWritable(pr)
-		}
 		if r.closing.Load() {
-			r.unpin(pr, write)
+			r.unpin(pr, false)
 			return ErrClosed
 		}
 		return nil
@@ -228,19 +237,13 @@ func (r *Region) acquirePages(ctx context.Context, pr pageRange, write bool) err
 		return err
 	}
 	op := newOp(r)
-	op.pin = true
+	op.pin, op.store = true, store && r.fpp == 1
 	op.one[0] = pr
 	op.ranges = op.one[:]
 	if err := r.p.begin(op); err != nil {
 		return err
 	}
-	if err := op.wait(ctx); err != nil {
-		return err
-	}
-	if write {
-		r.makeWritable(pr)
-	}
-	return nil
+	return op.wait(ctx)
 }
 
 // AcquireV acquires all ranges or none, with one submission of reads, and puts
@@ -405,6 +408,9 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 	extra := flagWaited // the access that brings a page in is no touch
 	if op.pin {
 		extra |= pinOne
+		if op.store {
+			extra |= flagForStore
+		}
 	}
 	for turn := 0; ; turn++ {
 		pw, w := d.look(page)
@@ -448,6 +454,9 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				b.mark = page + 1
 			case v&flagPrefetched != 0:
 				r.lateTouch(page)
+			}
+			if op.pin && op.store { // after the touch has been told
+				d.forStore(page, uint32(v>>32))
 			}
 			if pinned0 {
 				return 0, r.fpp

@@ -160,9 +160,10 @@ func (c *cut) misses(page uint64) bool {
 		return false
 	}
 	switch w & stateMask {
-	case stDirty, stUnlocking, stCopying, stWriting:
-		// Writing: by the fault server. If the cut has a copy, a thread that
-		// could not be held has come later.
+	case stInstalling, stDirty, stUnlocking, stCopying, stWriting:
+		// Installing: it is being born dirty, by who had looked before desc.cut
+		// was set. Writing: by the fault server. If the cut has a copy, a thread
+		// that could not be held has come later.
 		return !c.has(page)
 	}
 	return false

@@ -348,6 +348,10 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 		pw, w := r.d.look(page)
 		switch {
 		case pw == nil || !present(w):
+			if regionAt(uintptr(src)) == nil {
+				return r.writeAbsent(b, off, page)
+			}
+			// Nothing is pinned while b, which is memory of a region, is waited for.
 			if err := r.need(page); err != nil {
 				return err
 			}
@@ -383,6 +387,21 @@ func (r *Region) writePart(b []byte, off int64, page uint64) error {
 			}
 		}
 	}
+}
+
+// writeAbsent is writePart for a page that is not there, and a b that is no memory
+// of a region.
+func (r *Region) writeAbsent(b []byte, off int64, page uint64) error {
+	if !sp.trap || !sp.wp {
+		return r.writePinned(b, off) // as writePart would once it is there
+	}
+	pr := pageRange{page, 1}
+	if err := r.pinPages(context.Background(), pr, true); err != nil {
+		return err
+	}
+	err := r.writePart(b, off, page)
+	r.unpin(pr, false)
+	return err
 }
 
 // writeHeld is writePinned for a b that may be memory of a region.
@@ -507,31 +526,6 @@ func (r *Region) fillBuffer(buf *buffer, b []byte) error {
 	}
 	clear(buf.mem[len(b) : 1<<r.shift])
 	return nil
-}
-
-const errnoTakenOver = 1<<21 + 1
-
-// bornDirty maps a claimed page from src, writable, as Dirty.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (old word, errno uintptr) {
-	held := coro.Unstopped()
-	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
-		coro.Stoppable(held)
-		return 0, errnoTakenOver
-	}
-	d.afterSpan(page)
-	if errno = mapPages(d.addr(page), src, d.pageSize(), false); errno != 0 {
-		setState(pw, stInstalling, stLoading, 0, 0)
-	} else {
-		d.markDirty(page)
-		d.countDirty()
-		old, _ = setState(pw, stInstalling, stDirty, flagWaited, 0)
-	}
-	coro.Stoppable(held)
-	return old, errno
 }
 
 // Update runs fn over the region's memory, which fn may change, exactly once;

@@ -478,10 +478,12 @@ var napWord uint32 // never changes: a futex to sleep on
 
 // Called through variables: see cleanVia.
 var (
-	fillVia  = fillPage
-	fetchVia = fetchPage
-	stealVia = stealFrames
-	mapVia   = mapPages
+	fillVia      = fillPage
+	fetchVia     = fetchPage
+	stealVia     = stealFrames
+	mapVia       = mapPages
+	readyBornVia = (*desc).readyBorn
+	installedVia = (*desc).installed
 )
 
 // fillPage reads and maps a page in state Loading of generation gen, which is
@@ -499,16 +501,18 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32, notice uint64) (errno 
 		errno = errnoRange
 	}
 	if errno == 0 {
-		if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
+		was, ok := advance(pw, gen, stLoading, stInstalling, 0, 0)
+		if !ok {
 			// Somebody took it over in turn, or cancelled it. Those who wait for
 			// it are woken to look; the instruction tries again.
 			giveServerBuffer(i)
 			d.words.notify(noticeLoaded, d.index, page, true)
 			return 0
 		}
-		errno = mapVia(d.addr(page), src, size, true)
+		dirty := born(was) && readyBornVia(d, page, 1)
+		errno = mapVia(d.addr(page), src, size, !dirty)
 		if errno == 0 {
-			old, _ := setState(pw, stInstalling, stResident, flagWaited|flagMark, 0)
+			old := installedVia(d, pw, dirty)
 			giveServerBuffer(i)
 			if notice == noticeRescued {
 				bare.Add64(&d.words.rescued, 1)
@@ -520,6 +524,9 @@ func fillPage(d *desc, pw *word, page uint64, gen uint32, notice uint64) (errno 
 			low := load64(&d.words.free) < load64(&d.words.lowWater)
 			d.words.notify(notice, d.index, page, old&flagWaited != 0 || low || bare.Load32(&d.flags)&descNotices != 0)
 			return 0
+		}
+		if dirty {
+			d.unborn(page, 1)
 		}
 		setState(pw, stInstalling, stLoading, 0, 0)
 	}

@@ -297,6 +297,7 @@ func (r *Region) startParkedRead(pk coro.Parked, page uint64, again bool, before
 	}
 	op.isPark, op.parked = true, pk
 	op.hold = again || r.p.waiting.Load() != 0
+	op.store = pk.Access == coro.Write && r.fpp == 1
 	op.one[0] = pageRange{page, 1}
 	op.ranges = op.one[:]
 	if err := r.p.begin(op); err != nil {

@@ -78,8 +78,8 @@ func wordWrong(w word) string {
 		return "Evicting, and pinned"
 	case w&flagHeld != 0 && s != stUnlocking && s != stLoading && s != stInstalling:
 		return "flagHeld outside Unlocking, or flagMark outside Loading"
-	case w&flagRedirtied != 0 && s != stWriting:
-		return "flagRedirtied outside Writing"
+	case w&flagRedirtied != 0 && s != stWriting && s != stLoading && s != stInstalling && s != stFailed:
+		return "flagRedirtied outside Writing, or flagForStore on no way in"
 	case w&flagWaited != 0 && s != stLoading && s != stInstalling && s != stFailed:
 		return "flagWaited, and not on its way in"
 	case w&flagWritePin != 0 && pins == 0:

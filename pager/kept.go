@@ -111,7 +111,7 @@ func reclaimLeaf(d *desc, first uint64) (got int64) {
 // unpinLast is unpinPage where the page may be about to keep its credit.
 func (r *Region) unpinLast(pw *word) (free bool) {
 	kept := &r.p.w.kept
-	for {
+	for turn := 0; ; turn++ {
 		w := atomic.LoadUint64(pw)
 		n := w - pinOne
 		switch {
@@ -121,7 +121,9 @@ func (r *Region) unpinLast(pw *word) (free bool) {
 			if atomic.CompareAndSwapUint64(pw, w, n) {
 				return false
 			}
-		case atomic.LoadUint32(r.scarce) != 0:
+		case w&stateMask == stInstalling:
+			relaxGo(turn) // it may be born dirty, with this pin's credit
+		case atomic.LoadUint32(r.scarce) != 0 || w&stateMask != stResident: // what is on its way in keeps nothing
 			if atomic.CompareAndSwapUint64(pw, w, n&^flagKept) {
 				if w&flagKept != 0 {
 					add64(kept, -r.fpp)

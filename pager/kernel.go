@@ -17,15 +17,29 @@ const sysSchedYield = syscall.SYS_SCHED_YIELD
 
 // mapPages makes n bytes at dst present with the contents of src; protect
 // write-protects them in the same step. All or nothing: on an error the range
-// is missing again.
+// is missing again. What was stored meanwhile to frames that had come without
+// protection is lost then: see mapFrames.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func mapPages(dst uintptr, src unsafe.Pointer, n uintptr, protect bool) (errno uintptr) {
+	if _, errno = mapFrames(dst, src, n, protect); errno != 0 {
+		unmapVia(dst, n)
+	}
+	return errno
+}
+
+// mapFrames is mapPages that leaves what it has mapped before an error, and says
+// how many bytes that is.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func mapFrames(dst uintptr, src unsafe.Pointer, n uintptr, protect bool) (done, errno uintptr) {
 	if sp.fd < 0 {
 		bare.Copy(bare.Ptr(dst), src, n)
-		return 0
+		return n, 0
 	}
 	var mode uint64
 	if protect && sp.wp {
@@ -36,7 +50,7 @@ func mapPages(dst uintptr, src unsafe.Pointer, n uintptr, protect bool) (errno u
 		done, e := uffd.RawCopy(sp.fd, dst+at, uintptr(src)+at, n-at, mode)
 		at += uintptr(done)
 		if at == n {
-			return 0
+			return n, 0
 		}
 		if e == uintptr(syscall.EAGAIN) || (e == 0 && done > 0) {
 			// The address space is being changed (mmap elsewhere in the process).
@@ -48,11 +62,10 @@ func mapPages(dst uintptr, src unsafe.Pointer, n uintptr, protect bool) (errno u
 			unmapVia(dst+at, n-at)
 			continue
 		}
-		unmapVia(dst, n)
 		if e == 0 {
 			e = uintptr(syscall.EIO)
 		}
-		return e
+		return at, e
 	}
 }
 

@@ -253,7 +253,11 @@ func (p *Pager) reserveFor(op *waitOp) room {
 	}
 	held := false
 	switch {
+	case op.pin || !op.hold && !op.store:
 	case !op.hold:
+		// The store would take a credit when it comes: this way the page is born
+		// dirty with it.
+		held = p.lineLen[lineCredits].Load() == 0 && p.w.takeCredits(op.need, 0)
 	case p.lineLen[lineCredits].Load() > 0:
 		held = p.credits.take(op.need) // what the other line leaves
 	default:

@@ -437,8 +437,14 @@ func (p *Pager) finishGroup(l *load, i, k int, err error) {
 		case err != nil:
 			p.failPage(r, page, l.gens[i+j], stLoading, r.fault("read", page, err))
 		case res[j].code == installDone:
-			if res[j].old&flagWaited != 0 {
-				p.settleFrom(r, page, l.buf, (i+j)<<r.shift)
+			switch old := res[j].old; {
+			case old&flagWaited == 0:
+			case born(old):
+				// Whoever has stored to it while it was Installing, and joined then
+				// to read that back, must not be shown the buffer.
+				p.settle(r, page)
+			default:
+				p.settleFrom(r, page, l.gens[i+j], l.buf, (i+j)<<r.shift)
 			}
 		case res[j].code == installLost:
 			p.settle(r, page)
@@ -451,7 +457,7 @@ func (p *Pager) finishGroup(l *load, i, k int, err error) {
 type installResult struct {
 	code  uint32
 	errno uint32
-	old   word // the word before it became Resident
+	old   word // the word before it became Resident, or Dirty
 }
 
 const (
@@ -464,8 +470,8 @@ const (
 )
 
 // installGroup maps k consecutive pages from src, as far as their generations
-// are still the owner's. From Loading to Resident nobody can
-// stop it, so nobody waits long for the state between.
+// are still the owner's. From Loading to Resident, or to Dirty, nobody can stop it, so
+// nobody waits long for the state between.
 //
 //go:nosplit
 //go:norace
@@ -473,8 +479,8 @@ const (
 func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer, res *installResult) {
 	held := coro.Unstopped()
 	for i := 0; i < k; {
-		// The longest run that is still ours.
-		n := 0
+		// The longest run that is still ours, and is mapped in the same way.
+		n, dirty := 0, false
 		for i+n < k {
 			rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(i+n)*unsafe.Sizeof(installResult{})))
 			if rs.code == installSkip || rs.code == installMark {
@@ -486,23 +492,26 @@ func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer
 				rs.code = installLost
 				break
 			}
-			if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
-				rs.code = installLost
-				break
+			if n > 0 && born(w) != dirty {
+				break // in another way, and so with another call
 			}
+			if !bare.Cas64(pw, w, w&^stateMask|stInstalling) {
+				continue // look again
+			}
+			dirty = born(w)
 			n++
 		}
 		if n > 0 {
-			e := mapPages(d.addr(first+uint64(i)), unsafe.Add(src, uintptr(i)<<d.shift), uintptr(n)<<d.shift, true)
+			dirty = dirty && d.readyBorn(first+uint64(i), n)
+			done, e := d.mapRun(first+uint64(i), unsafe.Add(src, uintptr(i)<<d.shift), n, dirty)
 			for j := i; j < i+n; j++ {
 				pw, _ := d.look(first + uint64(j))
 				rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(j)*unsafe.Sizeof(installResult{})))
-				if e != 0 {
+				if j >= i+done {
 					rs.old, _ = setState(pw, stInstalling, stLoading, 0, 0)
 					rs.code, rs.errno = installFailed, uint32(e)
 				} else {
-					rs.old, _ = setState(pw, stInstalling, stResident, flagWaited|flagMark, 0)
-					rs.code = installDone
+					rs.old, rs.code = d.installed(pw, dirty), installDone
 				}
 			}
 			i += n

@@ -13,7 +13,10 @@ package pager
 //
 // What he copies is the page as it was when it was installed, which was after he
 // asked for it and before his call returns: a store that the page has had
-// meanwhile was made while his call was under way.
+// meanwhile was made while his call was under way. That is why the buffer of a
+// page that is born dirty is not lent, which can be stored to while there are still
+// some who begin to wait for it, nor that of one which has left by the time its
+// waiters are told.
 const (
 	loanBytes = 16 << 10 // buffers up to this size are lent
 	loanMost  = 256      // to so many at a time, nearly: who runs out of luck touches the page

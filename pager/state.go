@@ -25,8 +25,8 @@ import (
 //	       ▲    ▲      failed; cancelled (server)    │ owner, generation unchanged
 //	       │    │                                    ▼
 //	       │  ┌────────┐ server's read failed,  ┌────────────┐
-//	       │  │ Failed │ ◀ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─  │ Installing │ bounded
-//	       │  └────────┘ somebody waits         └────────────┘
+//	       │  │ Failed │ ◀ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─  │ Installing │ bounded; ─▶ Dirty at once if it is
+//	       │  └────────┘ somebody waits         └────────────┘ to be stored to, see born.go
 //	       │                                         │ UFFDIO_COPY done
 //	  ┌──────────┐  evict batch, pins = 0            ▼
 //	  │ Evicting │ ◀─────────────────────────  ┌──────────┐ ◀──────────────┐
@@ -61,7 +61,8 @@ import (
 //
 // Pins count the holders of Pin and Lock and also the waiters who will be
 // holders: they are kept through Loading and Installing, so that a page is
-// pinned before its waiters run. A failed load takes them all back.
+// pinned before its waiters run. A failed load takes them all back, and so does
+// Close, but not from Installing.
 type word = uint64
 
 const (
@@ -90,7 +91,8 @@ const (
 	flagKept       word = 1 << 11 // Resident, Evicting: it has its credit even without a pin; see kept.go
 
 	// The same bit in states that no page has one after the other.
-	flagMark = flagHeld // Loading, Installing: a marker, mapped only when it is touched; see marker.go
+	flagMark     = flagHeld      // Loading, Installing: a marker, mapped only when it is touched; see marker.go
+	flagForStore = flagRedirtied // Loading, Installing, Failed: somebody is about to store to it; see born.go
 
 	pinOne  word = 1 << 12
 	pinMask word = (1<<20 - 1) << 12

@@ -54,7 +54,8 @@ type waitOp struct {
 	ranges   []pageRange // what is wanted, in pages
 	one      [1]pageRange
 	pin      bool // the pages are to be pinned
-	hold     bool // a parked access that is to be pinned if that can be had
+	hold     bool // a parked access that is to be pinned, and held, if that can be had
+	store    bool // the pages are about to be stored to: a parked store's is pinned, until it is there, if that costs nothing
 	ticket   bool // frames are all it wants, which the owner uses himself …
 	write    bool // … for pages that are born dirty: with a credit for each
 	resident bool // … a ticket for a page that is there: credits only
@@ -190,8 +191,12 @@ func (op *waitOp) complete() {
 		if op.err != nil {
 			errno = r.noteFault(op.err)
 		}
-		if op.pin && op.err == nil {
-			r.p.addHold(r, op.one[0].first, pk)
+		switch page := op.one[0].first; {
+		case !op.pin || op.err != nil:
+		case op.hold:
+			r.p.addHold(r, page, pk)
+		default:
+			r.unpin(pageRange{page, 1}, false) // its credit is that of the dirty page now
 		}
 		op.free()
 		r.leave()
@@ -312,14 +317,18 @@ func (p *Pager) enlist(w *waiter) {
 // settle completes the waiters of a page that is no longer on its way.
 // Whoever ends a page's Loading calls it (for the fault server: the
 // housekeeper), and so does an owner whose page was taken over.
-func (p *Pager) settle(r *Region, page uint64) { p.settleFrom(r, page, nil, 0) }
+func (p *Pager) settle(r *Region, page uint64) { p.settleFrom(r, page, 0, nil, 0) }
 
-// settleFrom is settle for a page that has just been installed from buf at off.
-func (p *Pager) settleFrom(r *Region, page uint64, buf *buffer, off int) {
+// settleFrom is settle for a page that has just been installed, write-protected,
+// by the owner of generation gen, from buf at off.
+func (p *Pager) settleFrom(r *Region, page uint64, gen uint32, buf *buffer, off int) {
 	b := p.bucketOf(r, page)
 	var ready *waiter
 	b.mu.Lock()
 	pw, v := r.d.look(page)
+	if pw == nil || uint32(v>>32) != gen {
+		buf = nil // it has left since: who waits may have asked for what came later
+	}
 	switch {
 	case pw != nil && (v&stateMask == stLoading || v&stateMask == stInstalling || v&stateMask == stFailed):
 		// Somebody has it and will settle it.

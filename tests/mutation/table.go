@@ -25,7 +25,7 @@ var table = []mutation{
 	{
 		name:  "skip-write-protect",
 		what:  "pages are installed writable: a store to a clean page is not seen",
-		edits: []edit{{"pager/load.go", "uintptr(n)<<d.shift, true)", "uintptr(n)<<d.shift, false)"}},
+		edits: []edit{{"pager/born.go", "mapPages(d.addr(first), src, size, true)", "mapPages(d.addr(first), src, size, false)"}},
 		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2", quick: true,
 	},
 	{
@@ -45,6 +45,48 @@ var table = []mutation{
 		what:  "a page becomes writable while it is being write-protected with others",
 		edits: []edit{{"pager/span.go", "bare.Load64(&d.span) == v; turn++", "false; turn++"}},
 		pkg:   "pager", test: "TestWritablePagesWaitForTheSpan",
+	},
+	{
+		name:  "born-without-credit",
+		what:  "a page that is read for a store is mapped as Dirty although nobody has brought a credit for it",
+		edits: []edit{{"pager/born.go", " && w&pinMask != 0\n}", "\n}"}},
+		pkg:   "pager", test: "TestWhatIsBornDirty", quick: true,
+	},
+	{
+		name:  "born-in-the-cut",
+		what:  "a page that is read for a store is mapped writable while a commit takes its cut",
+		edits: []edit{{"pager/born.go", "if bare.Load32(&d.cut) != 0 {", "if false {"}},
+		pkg:   "pager", test: "TestWhatIsBornDirty", quick: true,
+	},
+	{
+		name:  "cut-passes-the-born",
+		what:  "a commit's cut does not wait for a page that is just being mapped as Dirty",
+		edits: []edit{{"pager/cut.go", "case stInstalling, stDirty,", "case stDirty,"}},
+		pkg:   "pager", test: "TestCutWaitsForPagesBeingBorn", quick: true,
+	},
+	{
+		name:  "born-pin-taken",
+		what:  "Close takes the pin, and so the credit, of a page that is just being mapped as Dirty",
+		edits: []edit{{"pager/kept.go", "case w&stateMask == stInstalling:", "case false:"}},
+		pkg:   "pager", test: "TestPinsStayWhileAPageIsBorn", quick: true,
+	},
+	{
+		name:  "born-taken-back",
+		what:  "pages that are mapped as Dirty, and may have been stored to, go again if the kernel refuses the next",
+		edits: []edit{{"pager/born.go", "at, errno := mapFrames(d.addr(first), src, size, false)", "at, errno := size, mapPages(d.addr(first), src, size, false)\n\tif errno != 0 {\n\t\tat = 0\n\t}"}},
+		pkg:   "pager", test: "TestBornAmongOthers", quick: true,
+	},
+	{
+		name:  "born-is-lent",
+		what:  "a page that can be stored to as soon as it is mapped is read from where it was read to",
+		edits: []edit{{"pager/load.go", "case born(old):", "case false:"}},
+		pkg:   "pager", test: "TestBornPagesAreNotLent", quick: true,
+	},
+	{
+		name:  "old-buffer-lent",
+		what:  "who waits for a page is shown what it was before it left and came again",
+		edits: []edit{{"pager/wait.go", "if pw == nil || uint32(v>>32) != gen {", "if pw == nil {"}},
+		pkg:   "pager", test: "TestAnOldBufferIsNotLent", quick: true,
 	},
 	{
 		name:  "redirtied-is-clean",
