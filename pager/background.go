@@ -77,11 +77,7 @@ func (r *Region) background(now time.Time) {
 		}
 	}
 	if o.Policy == nil && !o.NoSteal && len(b.sweep) == 0 {
-		share := o.DirtyShare
-		if share == 0 {
-			share = defaultShare
-		}
-		switch limit := int64(share * float64(r.p.budget.Load())); {
+		switch limit := r.shareLimit(); {
 		case age > 0 && now.Sub(b.since) > age:
 			b.since, b.begun = now, now
 			b.sweep = r.p.collectDirty(b.sweep[:0], r.d, 0)
@@ -107,6 +103,16 @@ func (r *Region) background(now time.Time) {
 	if len(b.sweep) == 0 {
 		b.sweep = nil
 	}
+}
+
+// shareLimit is how many dirty frames of the region are left alone by background
+// writing.
+func (r *Region) shareLimit() int64 {
+	share := r.opt.Writeback.DirtyShare
+	if share == 0 {
+		share = defaultShare
+	}
+	return int64(share * float64(r.p.budget.Load()))
 }
 
 // backgroundRoom is how many frames may be written in the background now.

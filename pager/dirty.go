@@ -324,7 +324,7 @@ func (r *Region) WriteAt(b []byte, off int64) (int, error) {
 		n := min(len(b)-done, int(hi-off))
 		var err error
 		if off == lo && n == int(hi-lo) {
-			err = r.writeWhole(b[done:done+n], page)
+			err = r.writeWhole(b[done:done+n], page, n == len(b))
 		} else {
 			err = r.writePart(b[done:done+n], off, page)
 		}
@@ -440,7 +440,7 @@ func (r *Region) writePinned(b []byte, off int64) error {
 
 // writeWhole writes all of a page (of the part within the region, for the last
 // one). An absent page is born dirty, from a private buffer, without a read.
-func (r *Region) writeWhole(b []byte, page uint64) error {
+func (r *Region) writeWhole(b []byte, page uint64, alone bool) error {
 	p, d := r.p, r.d
 	for {
 		pw, w := d.look(page)
@@ -475,8 +475,17 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 			p.failPage(r, page, gen, stLoading, err)
 			return err
 		}
-		old, errno := bornDirty(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
-		bufs.put(buf)
+		var old word
+		var errno uintptr
+		through := alone && p.writesThrough(r, page)
+		if through {
+			old, errno, through = bornWriting(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
+		} else {
+			old, errno = bornDirty(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
+		}
+		if !through {
+			bufs.put(buf)
+		}
 		if errno != 0 {
 			p.giveCredits(r.fpp)
 			if errno == errnoTakenOver {
@@ -495,6 +504,9 @@ func (r *Region) writeWhole(b []byte, page uint64) error {
 		p.evictMu.Unlock()
 		if old&flagWaited != 0 {
 			p.settle(r, page)
+		}
+		if through {
+			p.writeThrough(r, page, buf)
 		}
 		p.keepRoom()
 		return nil

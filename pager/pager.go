@@ -68,6 +68,7 @@ type Pager struct {
 	stop     atomic.Bool
 	wakeFile *os.File
 	wg       sync.WaitGroup
+	throughs atomic.Uint32 // pages that were written through
 	flush    flusher
 
 	writingFrames atomic.Int64 // in flight to the store

@@ -45,6 +45,9 @@ import (
 //	                                               └──────────────────────┘
 //	                                            failed, written to again, write-pinned
 //
+// A page that WriteAt writes whole while it is absent is not read: it goes from
+// Installing to Dirty, or to Copying and Writing (through.go).
+//
 // "Bounded" states last a few system calls of code that the Go scheduler
 // cannot stop (nosplit functions between coro.Unstopped and coro.Stoppable, or
 // code without a P), so anybody may spin until they are over: they need no P, no

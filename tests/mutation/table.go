@@ -322,6 +322,18 @@ var table = []mutation{
 		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/NoSteal/kernel=true/block", hang: true,
 	},
 	{
+		name:  "through-while-held",
+		what:  "a page is written through while the store is being cut there",
+		edits: []edit{{"pager/through.go", "if through = !d.held(page); through {", "if through = true; through {"}},
+		pkg:   "pager", test: "TestHeldPagesAreNotWrittenThrough", quick: true,
+	},
+	{
+		name:  "through-before-the-log",
+		what:  "a page is written through although BeforeWrite, NoSteal or a side store says otherwise",
+		edits: []edit{{"pager/through.go", "if r.atomic != nil || r.write.side != nil || o.NoSteal ||", "if false && r.opt.ReadOnly ||"}},
+		pkg:   "pager", test: "TestWhoseWritesAreNotThrough", quick: true,
+	},
+	{
 		name:  "lent-buffer-given-away",
 		what:  "the buffer that a ReadAt is to copy from is read into again",
 		edits: []edit{{"pager/buffers.go", "if b == nil || b.lent.Add(-1) >= 0 {", "if b.lent.Add(-1); b == nil {"}},
