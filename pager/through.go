@@ -79,7 +79,7 @@ func bornWriting(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer)
 		return 0, errno, false
 	}
 	d.countDirty()
-	old, _ = setState(pw, stInstalling, stCopying, flagWaited, 0)
+	old, _ = setState(pw, stInstalling, stCopying, flagWaited|flagForStore, 0)
 	if through = !d.held(page); through { // after the transition, as in copyOut
 		setState(pw, stCopying, stWriting, 0, 0)
 	} else {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -188,4 +189,28 @@ func TestHeldPagesAreNotWrittenThrough(t *testing.T) {
 	if err := r.Sync(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Who joins a page that is being written through keeps his pin, and what he wants
+// it for is forgotten: the page is protected.
+func TestWhoJoinsAPageWrittenThrough(t *testing.T) {
+	_, _, p, r := throughRig(t, RegionOptions{})
+	if !p.w.takeFrames(1) || !p.credits.take(1) {
+		t.Fatal("no room")
+	}
+	pw, gen, got := r.d.claim(100, pinOne|flagForStore|flagWaited)
+	if got != claimed {
+		t.Fatal("not claimed")
+	}
+	buf := bufs.get(FrameSize)
+	copy(buf.mem, stampPage(100))
+	if _, errno, through := bornWriting(r.d, pw, gen, 100, unsafe.Pointer(&buf.mem[0])); errno != 0 || !through {
+		t.Fatal(errno, through)
+	}
+	if w := *pw; w&(1<<32-1) != stWriting|pinOne {
+		t.Errorf("the word is %#x", w)
+	}
+	p.writeThrough(r, 100, buf)
+	eventually(t, "the page is clean", func() bool { return stateOf(r, 100) == stResident })
+	r.unpin(pageRange{100, 1}, false)
 }
