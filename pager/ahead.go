@@ -24,14 +24,15 @@ import (
 // device. What policies plan goes before what the program named in bulk, and
 // beside surprises it may have more under way: somebody is about to need it.
 const (
-	maxJobs     = 4096
-	aheadShare  = 2                     // prefetch takes at most 1/aheadShare of the queue
-	aheadFlight = 4 << 20               // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
-	aheadPlans  = 4                     // plans run ahead of the reads by so many times what may be under way
-	calmFlight  = 512 << 10             // bytes under way that were planned, while there are surprises …
-	calmRun     = 256 << 10             // … in reads of so many
-	calmBulk    = 128 << 10             // bytes of what was named: one read that a device is hardly longer busy with than with a page
-	surprise    = 50 * time.Millisecond // how long one is remembered: several reads of a slow device
+	maxJobs      = 4096
+	aheadShare   = 2                     // prefetch takes at most 1/aheadShare of the queue
+	aheadFlight  = 4 << 20               // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
+	aheadPlans   = 4                     // plans run ahead of the reads by so many times what may be under way
+	calmFlight   = 512 << 10             // bytes under way that were planned, while there are surprises …
+	calmRun      = 256 << 10             // … in reads of so many
+	calmBulk     = 128 << 10             // bytes of what was named: one read that a device is hardly longer busy with than with a page
+	foreseenMost = 256                   // jobs that a page which is missed is looked for in
+	surprise     = 50 * time.Millisecond // how long one is remembered: several reads of a slow device
 )
 
 type aheadJob struct {
@@ -170,6 +171,9 @@ func (r *Region) consult(ev prefetch.Event) {
 	a.plan.PageSize = int64(r.PageSize())
 	a.plan.Room = r.p.planRoom() / r.fpp
 	a.plan.Budget = r.p.budget.Load() / r.fpp
+	if ev.Kind == prefetch.Miss {
+		ev.Late = r.p.foreseen(r, uint64(ev.Page))
+	}
 	a.policy.Observe(ev, &a.plan)
 	if t != nil {
 		r.p.hookDone(t)
@@ -178,7 +182,9 @@ func (r *Region) consult(ev prefetch.Event) {
 	for _, run := range a.plan.Drop {
 		r.cool(run)
 	}
-	if ev.Kind == prefetch.Miss && len(a.plan.Runs) == 0 {
+	// A miss that was planned, or could not be because more than can be read is
+	// planned already, is no surprise: to read less ahead would bring more of them.
+	if ev.Kind == prefetch.Miss && !ev.Late && len(a.plan.Runs) == 0 && a.plan.Room > 0 {
 		r.p.surprised.Store(sinceStart())
 	}
 }
@@ -330,6 +336,26 @@ func (p *Pager) addJob(j aheadJob) {
 		q.planned.Add(j.frames())
 	}
 	q.mu.Unlock()
+}
+
+// foreseen: the page is in a job of a policy's that waits for room, which is the
+// next to go out from now on: who misses the page will need the rest of it.
+func (p *Pager) foreseen(r *Region, page uint64) bool {
+	q := &p.jobs
+	if q.planned.Load() == 0 {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	l := &q.lists[0]
+	for i := l.head; i < min(len(l.jobs), l.head+foreseenMost); i++ {
+		if j := l.jobs[i]; j.r == r && page >= j.next && page < j.end {
+			copy(l.jobs[l.head+1:i+1], l.jobs[l.head:i])
+			l.jobs[l.head] = j
+			return true
+		}
+	}
+	return false
 }
 
 // first is the job whose turn it is. q.mu is held.

@@ -67,7 +67,9 @@ type Event struct {
 	// when it was itself prefetched.
 	Demand bool
 	// Late is true for Touch when the page's read was still under way, so that
-	// somebody has to wait for the rest of it.
+	// somebody has to wait for the rest of it; and for Miss when the page was
+	// planned and the pager had no room for its read yet: it will read the rest of
+	// that run next, and nothing of it need be planned again.
 	Late bool
 }
 

@@ -31,7 +31,8 @@ type ReadaheadOptions struct {
 // It begins at MinWindow – or, while streams have been going on for long, at half
 // of what they usually come to – and doubles whenever a part of it has been used up, to
 // MaxWindow. It is halved when a page that had been planned is missed all the
-// same, for then it was evicted before its use or there was no room for it.
+// same, for then it was evicted before its use or there was no room for it; not
+// if its read has just not had its turn (Event.Late).
 // All windows together stay within an eighth of the budget, shared evenly among
 // the active streams; bad Feedback lowers, good Feedback raises the largest
 // window of all. A window is planned in two to four parts, the next one when the
@@ -166,6 +167,9 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 			}
 			s.goOn(min(x, s.jump), x, 2)
 		}
+	case planned && e.Late:
+		// There are more streams than can be read ahead of at once. Shorter runs
+		// would make that worse.
 	case planned && !marked:
 		// It had been planned and is missing: evicted before its use, or
 		// there was no room. Ask for less, and again for what may be missing

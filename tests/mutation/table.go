@@ -486,6 +486,12 @@ var table = []mutation{
 		pkg:   "pager/aio", test: "TestLaterIsDoneAfterTheOthers", quick: true,
 	},
 	{
+		name:  "backlog-is-a-surprise",
+		what:  "a miss for which no more could be planned counts as one that nobody has foreseen: where many scans want more than can be read at once, ever less is read ahead",
+		edits: []edit{{"pager/ahead.go", " && a.plan.Room > 0 {", " {"}},
+		pkg:   "pager", test: "TestMissOfWhatWaitsForRoom", quick: true,
+	},
+	{
 		name:  "signal-twice",
 		what:  "an eventfd is signalled twice for one lock",
 		edits: []edit{{"pager/lock.go", "\tl.efd.signal()\n", "\tl.efd.signal()\n\tl.efd.signal()\n"}},

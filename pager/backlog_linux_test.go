@@ -1,0 +1,93 @@
+package pager
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/prefetch"
+)
+
+// More is planned than can be read ahead at once. Who misses a page of what waits
+// for room has the rest of it read next; the policy is told that it need not plan
+// it again; and neither that nor a miss for which there is no room to plan is a
+// surprise, which would have still less read ahead.
+func TestMissOfWhatWaitsForRoom(t *testing.T) {
+	const run = 64
+	s := store.NewFaulty(store.NewMemory(16384*FrameSize), store.FaultyOptions{})
+	var mu sync.Mutex
+	late, room := map[int64]bool{}, map[int64]int64{}
+	plans := map[int64][]int64{ // runs planned at the miss of a page
+		0: {1000, 2000, 3000, 4000, 5000},
+	}
+	for i := range int64(100) {
+		plans[1] = append(plans[1], 6000+i*2*run)
+	}
+	p, r := rawMap(t, Options{Budget: 16384 * FrameSize, QueueDepth: 4}, s, RegionOptions{ReadOnly: true,
+		Prefetch: prefetch.Func(func(e prefetch.Event, plan *prefetch.Plan) {
+			if e.Kind != prefetch.Miss {
+				return
+			}
+			mu.Lock()
+			late[e.Page], room[e.Page] = e.Late, plan.Room
+			mu.Unlock()
+			for _, first := range plans[e.Page] {
+				plan.Add(first, run)
+			}
+		})})
+	defer p.Close()
+	defer s.Release()
+	s.Hold(store.OnRead)
+	var all sync.WaitGroup
+	miss := func(page int64) {
+		all.Go(func() {
+			pin, err := r.Acquire(context.Background(), page*FrameSize, 1)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			pin.Release()
+		})
+		eventually(t, "the read of a miss goes out", func() bool {
+			return s.StepOp(func(_ aio.Code, off int64, n int) bool { return off == page*FrameSize && n == FrameSize }) == 1
+		})
+		all.Wait()
+	}
+	goesOut := func(first int64) int { // and comes back
+		return s.StepOp(func(_ aio.Code, off int64, n int) bool { return off>>frameShift == first && n > FrameSize })
+	}
+	miss(0) // half of four slots: the runs at 1000 and 2000 are under way
+	miss(4000 + run/2)
+	if !late[4000+run/2] || late[0] {
+		t.Errorf("late: %v", late)
+	}
+	if goesOut(3000) != 0 || goesOut(1000) != 1 {
+		t.Fatal("not the first two runs are under way")
+	}
+	if goesOut(3000) != 0 || goesOut(4000) != 1 || goesOut(4000+run/2+1) != 1 {
+		t.Error("the run of which a page is missed is not the next")
+	}
+	if goesOut(3000) != 1 {
+		t.Error("and the one before it not the one after it")
+	}
+	miss(1)
+	miss(2)
+	if room[2] != 0 {
+		t.Fatalf("room for %d pages with so many planned", room[2])
+	}
+	if p.surprised.Load() != 0 {
+		t.Error("a miss was a surprise although it was planned, or there was no room to plan it")
+	}
+	s.Release()
+	eventually(t, "all that was planned has come", func() bool { return p.jobs.pending.Load() == 0 && p.aheadLoads.Load() == 0 })
+	pin, err := r.Acquire(context.Background(), 3*FrameSize, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin.Release()
+	if p.surprised.Load() == 0 {
+		t.Error("a miss that nobody has foreseen is no surprise")
+	}
+}
