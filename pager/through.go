@@ -79,6 +79,8 @@ func bornWriting(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer)
 		return 0, errno, false
 	}
 	d.countDirty()
+	// Who has joined to store to it (flagForStore) makes it writable again: in
+	// Writing that bit would say that it is.
 	old, _ = setState(pw, stInstalling, stCopying, flagWaited|flagForStore, 0)
 	if through = !d.held(page); through { // after the transition, as in copyOut
 		setState(pw, stCopying, stWriting, 0, 0)

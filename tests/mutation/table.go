@@ -77,6 +77,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestBornAmongOthers", quick: true,
 	},
 	{
+		name:  "through-and-for-store",
+		what:  "a page that is written through counts as writable if somebody has joined to store to it",
+		edits: []edit{{"pager/through.go", "flagWaited|flagForStore, 0)", "flagWaited, 0)"}},
+		pkg:   "pager", test: "TestWhoJoinsAPageWrittenThrough", quick: true,
+	},
+	{
 		name:  "born-is-lent",
 		what:  "a page that can be stored to as soon as it is mapped is read from where it was read to",
 		edits: []edit{{"pager/load.go", "case born(old):", "case false:"}},
