@@ -58,16 +58,18 @@ func (r *Region) writeSlots(list []dirtyPage, why writeWhy, c *cut) (started int
 				break
 			}
 		}
-		w, used, none := r.gather(list[:n], c)
+		// Where blocked stores need what is dirty, pages that wait for their turn
+		// in a span are in nobody's reach.
+		ws, used, none := r.gather(list[:n], c, why == writeSync || !p.w.tight())
 		full = full || none
 		list = list[used:]
-		if w != nil {
+		for _, w := range ws {
 			started += len(w.pages)
 			w.why = why
 			p.began(why)
 			w.start()
 		}
-		if none && w == nil {
+		if none && len(ws) == 0 {
 			break
 		}
 	}
@@ -75,87 +77,200 @@ func (r *Region) writeSlots(list []dirtyPage, why writeWhy, c *cut) (started int
 }
 
 // gather copies pages of the list out, from its beginning, as long as they get
-// consecutive slots. It returns how far it got in the list; w is nil if there
-// was nothing to copy.
-func (r *Region) gather(list []dirtyPage, c *cut) (w *slotWrite, used int, none bool) {
-	w, used, none = r.gatherInto(list, c)
-	if w != nil && len(w.pages) == 0 {
+// consecutive slots, and returns how far it got in the list. What it has copied
+// is one write, or none; more, if pages in the middle were taken by somebody
+// else meanwhile. With spans pages that are near each other are protected
+// together (span.go).
+func (r *Region) gather(list []dirtyPage, c *cut, spans bool) (ws []*slotWrite, used int, none bool) {
+	g := gathering{r: r, cut: c, list: list, spans: spans}
+	none = g.run()
+	if g.w != nil && len(g.w.pages) > 0 {
+		g.done = append(g.done, g.w)
+	} else if g.w != nil {
 		// Every page that got a slot was taken by somebody else before it was
 		// copied.
-		bufs.put(w.buf)
-		w.buf = nil
-		slotWritePool.Put(w)
-		w = nil
+		bufs.put(g.w.buf)
+		g.w.buf = nil
+		slotWritePool.Put(g.w)
 	}
-	return w, used, none
+	return g.done, g.used, none
 }
 
-// gatherInto is gather, but that w may be a write of no pages.
-func (r *Region) gatherInto(list []dirtyPage, c *cut) (w *slotWrite, used int, none bool) {
-	d := r.d
-	to, floor := slotFilling, int64(d.slotReserve)
-	if c != nil {
-		to, floor = slotCommitting, 0
-	}
-	type taken struct {
-		slot uint32
-		was  uint64
-	}
-	var got [copyMax]taken
-	most := max(1, copyMax>>(r.shift-frameShift))
-	for used < len(list) {
-		// A run of neighbours with consecutive slots, which are protected and
-		// copied at once.
-		k := 0
-		for k < most && used+k < len(list) && list[used+k].page == list[used].page+uint64(k) {
-			page := list[used+k].page
-			if pw, word := d.look(page); pw == nil || word&stateMask != stDirty {
-				break
-			}
-			slot, was, res := takeSlot(d, page, to, floor)
-			if res != slotTaken {
-				none = none || res == slotNone
-				break
-			}
-			if k > 0 && slot != got[0].slot+uint32(k) {
-				untakeSlot(d, slot, was)
-				break
-			}
-			got[k] = taken{slot, was}
-			k++
-		}
-		if k == 0 {
+// gathering is one gather.
+type gathering struct {
+	r     *Region
+	cut   *cut
+	list  []dirtyPage
+	spans bool
+
+	used int          // pages of the list that are dealt with
+	w    *slotWrite   // what is being filled; it may have no pages yet
+	done []*slotWrite // others
+
+	got  [copyMax]slotClaim // slots for pages that are about to be copied
+	k    int                // how many
+	runs [spanRuns]outRun   // these pages
+	n    int                // how many runs
+}
+
+// slotClaim is a slot for a page.
+type slotClaim struct {
+	page uint64
+	slot uint32
+	was  uint64 // what untakeSlot needs
+	lost bool   // the page was not copied
+}
+
+// run gathers until slots are missing (true), or are not consecutive, or the
+// list ends.
+func (g *gathering) run() bool {
+	d := g.r.d
+	for g.used < len(g.list) {
+		next, none := g.claim()
+		if g.k == 0 {
 			if none {
-				return w, used, true
+				return true
 			}
-			used++ // not dirty any more, or somebody else writes it
+			g.used++ // not dirty any more, or somebody else writes it
 			continue
 		}
-		if w != nil && len(w.pages) == 0 {
-			w.slot = got[0].slot
+		if g.w != nil && len(g.w.pages) == 0 {
+			g.w.slot = g.got[0].slot
 		}
-		if w != nil && got[0].slot != w.slot+uint32(len(w.pages)) {
-			for k--; k >= 0; k-- {
-				untakeSlot(d, got[k].slot, got[k].was)
+		if g.w != nil && g.got[0].slot != g.w.slot+uint32(len(g.w.pages)) {
+			for g.k--; g.k >= 0; g.k-- {
+				untakeSlot(d, g.got[g.k].slot, g.got[g.k].was)
 			}
-			return w, used, none
+			return none
 		}
-		if w == nil {
-			w = slotWritePool.Get().(*slotWrite)
-			*w = slotWrite{r: r, slot: got[0].slot, cut: c, pages: w.pages[:0], buf: bufs.get(len(list) << r.shift)}
+		if g.w == nil {
+			g.w = g.r.newSlotWrite(g.got[0].slot, len(g.list), g.cut)
 		}
-		held := coro.Unstopped()
-		took := copyOut(d, list[used].page, k, unsafe.Pointer(&w.buf.mem[len(w.pages)<<r.shift]))
-		coro.Stoppable(held)
-		for k--; k >= took; k-- {
-			untakeSlot(d, got[k].slot, got[k].was)
+		g.copy()
+		took := g.settle()
+		if g.n == 1 && took < g.k {
+			g.used += max(took, 1)
+		} else {
+			// What a span has left out is not dirty any more, or will be found
+			// again by who looks for dirty pages: a cut looks until there are none.
+			g.used = next
 		}
-		for i := range took {
-			w.pages = append(w.pages, list[used+i].page)
-		}
-		used += max(took, 1)
 	}
-	return w, used, none
+	return false
+}
+
+// claim takes consecutive slots for the pages that are to be copied next: of
+// one run of neighbours, or of several that may be in one span. It returns
+// where in the list they end.
+func (g *gathering) claim() (next int, none bool) {
+	d, fpp := g.r.d, uint64(g.r.fpp)
+	to, floor := slotFilling, int64(d.slotReserve)
+	if g.cut != nil {
+		to, floor = slotCommitting, 0
+	}
+	most := max(1, copyMax>>(g.r.shift-frameShift))
+	g.k, g.n = 0, 0
+	for next = g.used; next < len(g.list) && g.k < most; next++ {
+		page := g.list[next].page
+		apart := g.k == 0 || page != g.got[g.k-1].page+1
+		if apart && g.k > 0 {
+			last := g.got[g.k-1].page
+			if !g.spans || g.n == spanRuns || (page-last-1)*fpp > spanGap || (page+1-g.got[0].page)*fpp > spanMost {
+				break
+			}
+		}
+		pw, word := d.look(page)
+		if pw == nil || word&stateMask != stDirty {
+			if g.k > 0 && g.spans {
+				continue
+			}
+			break
+		}
+		if word&flagWritePin != 0 && g.k > 0 {
+			break // by itself, next time
+		}
+		slot, was, res := takeSlot(d, page, to, floor)
+		if res != slotTaken {
+			none = res == slotNone
+			break
+		}
+		if g.k > 0 && slot != g.got[g.k-1].slot+1 {
+			untakeSlot(d, slot, was)
+			break
+		}
+		if apart {
+			g.runs[g.n] = outRun{first: page}
+			g.n++
+		}
+		g.runs[g.n-1].n++
+		g.got[g.k] = slotClaim{page: page, slot: slot, was: was}
+		g.k++
+	}
+	return next, none
+}
+
+// copy protects and copies what was claimed, as far as it is still dirty, to
+// where it belongs in w.
+func (g *gathering) copy() {
+	d, at := g.r.d, len(g.w.pages)
+	for i := range g.n {
+		g.runs[i].dst = unsafe.Pointer(&g.w.buf.mem[at<<g.r.shift])
+		at += g.runs[i].n
+	}
+	held := coro.Unstopped()
+	together := g.n > 1 && copyOutSpan(d, &g.runs[0], g.n)
+	coro.Stoppable(held)
+	if together {
+		return
+	}
+	for i := range g.n {
+		run := &g.runs[i]
+		held := coro.Unstopped()
+		run.took = copyOut(d, run.first, run.n, run.dst)
+		coro.Stoppable(held)
+	}
+}
+
+// settle puts what was copied into w, and what comes after a page that was not
+// into writes of their own: its slot is free again. It returns how many pages
+// were copied.
+func (g *gathering) settle() (took int) {
+	r, base := g.r, len(g.w.pages)
+	w, k := g.w, 0
+	for _, run := range g.runs[:g.n] {
+		for i := range run.n {
+			if i >= run.took {
+				g.got[k].lost = true
+				w = nil
+			} else {
+				if w == nil {
+					w = r.newSlotWrite(g.got[k].slot, g.k-k, g.cut)
+					g.done = append(g.done, w)
+				}
+				if w != g.w {
+					from := (base + k) << r.shift
+					copy(w.buf.mem[len(w.pages)<<r.shift:], g.w.buf.mem[from:from+1<<r.shift])
+				}
+				w.pages = append(w.pages, g.got[k].page)
+				took++
+			}
+			k++
+		}
+	}
+	// From the last one on, so that the next search begins at the first.
+	for k--; k >= 0; k-- {
+		if g.got[k].lost {
+			untakeSlot(r.d, g.got[k].slot, g.got[k].was)
+		}
+	}
+	return took
+}
+
+// newSlotWrite is a write of no pages yet, and room for most.
+func (r *Region) newSlotWrite(slot uint32, most int, c *cut) *slotWrite {
+	w := slotWritePool.Get().(*slotWrite)
+	*w = slotWrite{r: r, slot: slot, cut: c, pages: w.pages[:0], buf: bufs.get(most << r.shift)}
+	return w
 }
 
 // start submits the write.

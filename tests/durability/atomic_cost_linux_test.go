@@ -142,44 +142,119 @@ func median(d []time.Duration) float64 {
 	return float64(d[len(d)/2].Nanoseconds()) / 1e3
 }
 
-// BenchmarkCommit is a Commit of so many dirty pages, beside one sequential
-// direct write of the same bytes and one fdatasync, in turn with it.
+// BenchmarkCommit is a Commit of so many dirty pages, side by side or one in
+// every so many, beside one sequential direct write of the same bytes and one
+// fdatasync, and beside the floor of the journal's format: the same bytes and a
+// record elsewhere in the file, with one call, and one fdatasync. All take turns.
 func BenchmarkCommit(b *testing.B) {
 	for _, pages := range []int64{1, 64, 4096} {
-		b.Run(fmt.Sprintf("pages=%d", pages), func(b *testing.B) {
-			dir := b.TempDir()
-			_, r := benchRegion(b, dir, 4096*frame, 64<<20)
-			d := newDirect(b, dir, int(pages*frame))
-			var commits, writes []time.Duration
-			dirty := func(i int) {
-				for k := range pages {
-					if _, err := r.WriteAt([]byte{byte(i)}, k*frame+8); err != nil {
-						b.Fatal(err)
-					}
-				}
+		b.Run(fmt.Sprintf("pages=%d", pages), func(b *testing.B) { benchCommit(b, pages, 1) })
+	}
+	for _, every := range []int64{8, 32} {
+		b.Run(fmt.Sprintf("pages=%d,every=%d", 4096/every, every), func(b *testing.B) { benchCommit(b, 4096/every, every) })
+	}
+}
+
+func benchCommit(b *testing.B, pages, every int64) {
+	dir := b.TempDir()
+	_, r := benchRegion(b, dir, 4096*frame, 64<<20)
+	d := newDirect(b, dir, int(pages*frame))
+	f := newFloor(b, dir, d.buf)
+	var commits, writes, floors []time.Duration
+	var cpu time.Duration
+	dirty := func(i int) {
+		for k := range pages {
+			if _, err := r.WriteAt([]byte{byte(i)}, k*every*frame+8); err != nil {
+				b.Fatal(err)
 			}
-			for i := range 4 { // the journal grows to what it needs
-				dirty(i)
-				if err := r.Commit(context.Background()); err != nil {
-					b.Fatal(err)
-				}
+		}
+	}
+	for i := range 4 { // the journal grows to what it needs
+		dirty(i)
+		if err := r.Commit(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		dirty(i)
+		// Who comes after whom matters to the device.
+		if i%2 == 0 {
+			writes, floors = append(writes, d.write(b)), append(floors, f.write(b))
+		} else {
+			floors, writes = append(floors, f.write(b)), append(writes, d.write(b))
+		}
+		b.StartTimer()
+		at, before := time.Now(), processCPU(b)
+		if err := r.Commit(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		commits = append(commits, time.Since(at))
+		cpu += processCPU(b) - before
+	}
+	c, w, l := median(commits), median(writes), median(floors)
+	b.ReportMetric(c, "µs/commit")
+	b.ReportMetric(w, "µs/direct")
+	b.ReportMetric(l, "µs/floor")
+	b.ReportMetric(c/w, "ratio")
+	b.ReportMetric(l/w, "floor-ratio")
+	b.ReportMetric(float64(cpu.Nanoseconds())/1e3/float64(b.N)/float64(pages), "cpu-µs/page")
+}
+
+// floor is the least that a commit can be made of in this format: the images in
+// one write, the record in another, at the same time, and a flush after both.
+type floor struct {
+	s   store.Store
+	e   aio.Engine
+	ops []*aio.Op
+}
+
+func newFloor(b *testing.B, dir string, images []byte) *floor {
+	below, err := aio.Open(aio.Options{Kind: aio.LinuxAIO})
+	if err != nil {
+		b.Skip(err)
+	}
+	record := (96 + 16*len(images)/frame + frame - 1) &^ (frame - 1)
+	path := filepath.Join(dir, "floor")
+	if err := os.WriteFile(path, make([]byte, 2*len(images)+1<<20), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	e, s := aio.InPlace(below), fixture.OpenFile(b, path, store.FileOptions{})
+	b.Cleanup(func() { e.Close(); below.Close(); s.Close() })
+	f := &floor{s: s, e: e}
+	const most = 1 << 20 // of a transfer, as in a commit
+	for off := 0; off < len(images); off += most {
+		f.ops = append(f.ops, &aio.Op{Code: aio.Write, Off: int64(off + most), Buf: images[off:min(off+most, len(images))]})
+	}
+	f.ops = append(f.ops, &aio.Op{Code: aio.Write, Buf: images[:min(record, len(images))]})
+	f.write(b)
+	return f
+}
+
+func (f *floor) write(b *testing.B) time.Duration {
+	at := time.Now()
+	runOps(b, f.s, f.e, f.ops)
+	runOps(b, f.s, f.e, []*aio.Op{{Code: aio.Flush}})
+	return time.Since(at)
+}
+
+// runOps starts ops and waits until all have ended.
+func runOps(b *testing.B, s store.Store, e aio.Engine, ops []*aio.Op) {
+	left := len(ops)
+	for _, op := range ops {
+		op.Done = func(op *aio.Op) {
+			if left--; op.Err != nil {
+				b.Error(op.Err)
 			}
-			for i := 0; b.Loop(); i++ {
-				b.StopTimer()
-				dirty(i)
-				writes = append(writes, d.write(b))
-				b.StartTimer()
-				at := time.Now()
-				if err := r.Commit(context.Background()); err != nil {
-					b.Fatal(err)
-				}
-				commits = append(commits, time.Since(at))
+		}
+	}
+	s.Start(e, ops)
+	for left > 0 {
+		if e.Reap(64) == 0 {
+			if err := e.Wait(context.Background()); err != nil {
+				b.Fatal(err)
 			}
-			c, w := median(commits), median(writes)
-			b.ReportMetric(c, "µs/commit")
-			b.ReportMetric(w, "µs/direct")
-			b.ReportMetric(c/w, "ratio")
-		})
+		}
 	}
 }
 
@@ -360,26 +435,7 @@ func (d *device) write(b *testing.B, offs []int64) time.Duration {
 		ops[i] = &aio.Op{Code: aio.Write, Off: off, Buf: d.buf}
 	}
 	at := time.Now()
-	d.run(b, ops)
-	d.run(b, []*aio.Op{{Code: aio.Flush}})
+	runOps(b, d.s, d.e, ops)
+	runOps(b, d.s, d.e, []*aio.Op{{Code: aio.Flush}})
 	return time.Since(at)
-}
-
-func (d *device) run(b *testing.B, ops []*aio.Op) {
-	left := len(ops)
-	for _, op := range ops {
-		op.Done = func(op *aio.Op) {
-			if left--; op.Err != nil {
-				b.Error(op.Err)
-			}
-		}
-	}
-	d.s.Start(d.e, ops)
-	for left > 0 {
-		if d.e.Reap(64) == 0 {
-			if err := d.e.Wait(context.Background()); err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
 }

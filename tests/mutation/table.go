@@ -388,6 +388,12 @@ var table = []mutation{
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
+		name:  "images-behind-a-hole",
+		what:  "a page behind one that could not be copied gets the image of another",
+		edits: []edit{{"pager/slotwrite.go", "from := (base + k) << r.shift", "from := base << r.shift"}},
+		pkg:   "pager", test: "TestSpanWithHoles", quick: true,
+	},
+	{
 		name:  "commit-flushes-beside-the-writes",
 		what:  "the flush of a commit does not wait for the writes of its images and its record",
 		edits: []edit{{"pager/commit.go", "\tc.await()\n\tif rec != nil {", "\tc.push()\n\tif rec != nil {"}, {"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "err = r.flushSide(&c.track)\n\t\tif c.await(); err != nil {"}},
