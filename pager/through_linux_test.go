@@ -210,7 +210,7 @@ func TestWhoJoinsAPageWrittenThrough(t *testing.T) {
 	if w := *pw; w&(1<<32-1) != stWriting|pinOne {
 		t.Errorf("the word is %#x", w)
 	}
+	r.unpin(pageRange{100, 1}, false) // before anything may fail: Close waits for pins
 	p.writeThrough(r, 100, buf)
 	eventually(t, "the page is clean", func() bool { return stateOf(r, 100) == stResident })
-	r.unpin(pageRange{100, 1}, false)
 }
