@@ -71,13 +71,20 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 			}
 			if (addr-r.d.base)>>r.shift != uintptr(page) && regionAt(addr) != nil {
 				// b itself is memory of a region, and its page is missing.
-				if err := touchWrite(addr, len(b)); err != nil {
+				if tries > 1 {
+					return r.readVia(b, off, page, last)
+				}
+				if err := touchWrite(addr, int(left)); err != nil {
 					return err
 				}
 				continue
 			}
 		}
-		if tries > 1 && regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) == nil {
+		switch into := regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))); {
+		case tries <= 1:
+		case into != nil:
+			return r.readVia(b, off, page, last)
+		default:
 			// The page is evicted again and again before we run: pin it, unless
 			// others keep everything pinned.
 			if err := r.readPinned(b, off, page); !errors.Is(err, ErrBudget) {
@@ -89,6 +96,27 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 			return err
 		}
 	}
+}
+
+// readVia is readPage by way of a buffer, for a b that is memory of a region. In a
+// small budget its pages, each of which needs a credit, and the one that is read
+// can make each other leave for ever; so only one of them is needed at a time.
+func (r *Region) readVia(b []byte, off int64, page, last uint64) error {
+	buf := bufs.get(len(b))
+	defer bufs.put(buf)
+	if err := r.readPage(buf.mem[:len(b)], off, page, last); err != nil {
+		return err
+	}
+	for done := 0; done < len(b); {
+		left, addr := coro.CopyOut(unsafe.Pointer(&b[done]), unsafe.Pointer(&buf.mem[done]), uintptr(len(b)-done))
+		if done = len(b) - int(left); left == 0 {
+			break
+		}
+		if err := touchWrite(addr, int(left)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // readPinned copies from a page while it is pinned.

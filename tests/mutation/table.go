@@ -340,6 +340,15 @@ var table = []mutation{
 		pkg:   "pager", test: "TestWhoseWritesAreNotThrough", quick: true,
 	},
 	{
+		name: "never-by-way-of-a-buffer",
+		what: "a ReadAt into memory of a region wants all its pages at the same time",
+		edits: []edit{
+			{"pager/readat.go", "case into != nil:\n\t\t\treturn r.readVia(b, off, page, last)", "case into != nil:"},
+			{"pager/readat.go", "if tries > 1 {\n\t\t\t\t\treturn r.readVia(b, off, page, last)\n\t\t\t\t}", ""},
+		},
+		pkg: "pager", test: "TestReadAtIntoPagesThatCannotBeReadyTogether", quick: true,
+	},
+	{
 		name:  "lent-buffer-given-away",
 		what:  "the buffer that a ReadAt is to copy from is read into again",
 		edits: []edit{{"pager/buffers.go", "if b == nil || b.lent.Add(-1) >= 0 {", "if b.lent.Add(-1); b == nil {"}},
