@@ -93,8 +93,10 @@ func allRows(o compareOptions) []compareRow {
 		ours("readat", wayReadAt, g),
 		ours("bytes-1000g", wayBytes, 1000),
 		ours("acquire-1000g", wayAcquire, 1000),
+		ours("readat-1000g", wayReadAt, 1000),
 		ours("bytes-1g", wayBytes, 1),
 		ours("acquire-1g", wayAcquire, 1),
+		ours("readat-1g", wayReadAt, 1),
 	}
 	for _, procs := range procsOf(p, 8, 64, 256) {
 		rows = append(rows, mmap(fmt.Sprintf("mmap-random-p%d", procs), "random", procs))
