@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -109,4 +110,58 @@ func TestLentBuffersComeBack(t *testing.T) {
 	if out := bufs.bytes.Load() - bufs.idle; out != 0 {
 		t.Errorf("%d bytes of buffers are lent out, and nobody is left to give them back", out)
 	}
+}
+
+// A page is installed, leaves before its waiters are told, and is claimed by
+// somebody who knows of no waiters: he is made to know of them.
+func TestWaitersOfAPageThatLeftAreToldByTheNext(t *testing.T) {
+	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, store.NewMemory(16*FrameSize), RegionOptions{Prefetch: prefetch.None()})
+	defer p.Close()
+	buf := bufs.get(FrameSize)
+	defer bufs.put(buf)
+	if !r.enter() {
+		t.Fatal("closed")
+	}
+	op := newOp(r)
+	op.one[0] = pageRange{5, 1}
+	op.ranges = op.one[:]
+	op.left.Store(1)
+	install := func(gen uint32) word {
+		var res [1]installResult
+		installGroup(r.d, 5, &gen, 1, unsafe.Pointer(&buf.mem[0]), &res[0])
+		if res[0].code != installDone {
+			t.Fatalf("not installed: %+v", res[0])
+		}
+		return res[0].old
+	}
+	claim := func(extra word) uint32 {
+		_, gen, got := r.d.claim(5, extra)
+		if !p.w.takeFrames(1) || got != claimed {
+			t.Fatal("not claimed")
+		}
+		return gen
+	}
+	first := claim(flagWaited)
+	p.enlist(op.waiterFor(5))
+	install(first)
+	if !stealOne(p.w, false, 0) {
+		t.Fatal("it does not leave")
+	}
+	second := claim(0) // as for reading ahead, or for a page that is written whole
+	p.settle(r, 5)     // the first owner
+	if old := install(second); old&flagWaited == 0 {
+		t.Error("the second owner does not know that somebody waits")
+	} else {
+		p.settle(r, 5)
+	}
+	select {
+	case <-op.ch:
+	default:
+		t.Error("the waiter was not told")
+		p.settle(r, 5)
+		<-op.ch
+	}
+	readied.runnable.Add(-1)
+	op.free()
+	r.leave()
 }

@@ -325,15 +325,22 @@ func (p *Pager) settleFrom(r *Region, page uint64, gen uint32, buf *buffer, off 
 	b := p.bucketOf(r, page)
 	var ready *waiter
 	b.mu.Lock()
-	pw, v := r.d.look(page)
-	if pw == nil || uint32(v>>32) != gen {
-		buf = nil // it has left since: who waits may have asked for what came later
-	}
-	switch {
-	case pw != nil && (v&stateMask == stLoading || v&stateMask == stInstalling || v&stateMask == stFailed):
-		// Somebody has it and will settle it.
-	default:
-		ready = b.take(r, page)
+	for {
+		pw, v := r.d.look(page)
+		if pw == nil || uint32(v>>32) != gen {
+			buf = nil // it has left since: who waits may have asked for what came later
+		}
+		s := v & stateMask
+		if pw == nil || s != stLoading && s != stInstalling && s != stFailed {
+			ready = b.take(r, page)
+			break
+		}
+		// It has left and been claimed again, and whoever has it will settle it: if
+		// he knows that somebody waits, which a claim for a page that is read
+		// ahead or written whole does not say.
+		if v&flagWaited != 0 || s == stFailed || !b.has(r, page) || bare.Cas64(pw, v, v|flagWaited) {
+			break
+		}
 	}
 	b.mu.Unlock()
 	for w := ready; w != nil; {
@@ -345,6 +352,16 @@ func (p *Pager) settleFrom(r *Region, page uint64, gen uint32, buf *buffer, off 
 		w.op.pageDone()
 		w = next
 	}
+}
+
+// has: somebody waits for the page. b.mu is held.
+func (b *bucket) has(r *Region, page uint64) bool {
+	for w := b.head; w != nil; w = w.next {
+		if w.page == page && w.op.r == r {
+			return true
+		}
+	}
+	return false
 }
 
 // take unlinks the waiters of a page. b.mu is held.

@@ -340,6 +340,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestWhoseWritesAreNotThrough", quick: true,
 	},
 	{
+		name:  "waiters-of-a-page-that-left",
+		what:  "who claims a page that has left before its waiters were told does not know of them",
+		edits: []edit{{"pager/wait.go", "|| bare.Cas64(pw, v, v|flagWaited) {", "|| pw != nil {"}},
+		pkg:   "pager", test: "TestWaitersOfAPageThatLeftAreToldByTheNext", quick: true,
+	},
+	{
 		name: "never-by-way-of-a-buffer",
 		what: "a ReadAt into memory of a region wants all its pages at the same time",
 		edits: []edit{
@@ -449,7 +455,7 @@ var table = []mutation{
 	{
 		name:  "drop-a-waiter",
 		what:  "of those who wait for a page one is not told",
-		edits: []edit{{"pager/wait.go", "\t\tready = b.take(r, page)\n\t}\n", "\t\tif ready = b.take(r, page); ready != nil && ready.next != nil {\n\t\t\tready = ready.next\n\t\t}\n\t}\n"}},
+		edits: []edit{{"pager/wait.go", "\t\t\tready = b.take(r, page)\n\t\t\tbreak\n", "\t\t\tif ready = b.take(r, page); ready != nil && ready.next != nil {\n\t\t\t\tready = ready.next\n\t\t\t}\n\t\t\tbreak\n"}},
 		pkg:   "tests/liveness", test: "TestOneReadForManyWaiters", hang: true,
 	},
 	{
