@@ -68,6 +68,7 @@ func scanRows(p int) []compareRow {
 	return []compareRow{
 		{Name: referenceSeq, Group: groupDevice, Way: wayDevice, Procs: p, Goroutines: 8, Chunk: chunkSize, Direct: true},
 		{Name: "fio-seq", Group: groupDevice, Way: wayFio, Procs: 1, Goroutines: 8, Chunk: chunkSize, Direct: true},
+		{Name: "readat-1g", Group: groupPager, Way: wayReadAt, Procs: p, Goroutines: 1, Direct: true},
 		mmap("sequential"), mmap("normal"),
 		{Name: "pread-direct-1m", Group: groupPread, Way: wayPread, Procs: p, Goroutines: 1, Chunk: chunkSize, Direct: true},
 	}
