@@ -109,19 +109,19 @@ var table = []mutation{
 	{
 		name:  "dirty-bit-late",
 		what:  "a page becomes writable without being marked dirty in its leaf: Sync overlooks it",
-		edits: []edit{{"pager/fault.go", "\td.markDirty(page)\n\tif bare.Load32(&d.cut) != 0 && !force {", "\tif bare.Load32(&d.cut) != 0 && !force {"}},
+		edits: []edit{{"pager/fault.go", "\td.markDirty(page)\n\tif bare.Load32(&d.cut) != 0 && !force {", "\tif bare.Load32(&d.cut) != 0 && !force {"}, {"pager/born.go", "\tfor i := 0; i < n; i++ {\n\t\td.markDirty(first + uint64(i))\n\t}\n\tif bare.Load32", "\tif bare.Load32"}},
 		pkg:   "pager", test: "TestCheckQuietHoldsWhereAllIsWell", tags: tagged, quick: true,
 	},
 	{
 		name:  "generation-unchecked",
 		what:  "whoever comes back from a read installs it, whoever the page belongs to by then",
-		edits: []edit{{"pager/load.go", "if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\t\t\trs.code", "if pw == nil || w&stateMask != stLoading {\n\t\t\t\trs.code"}, {"pager/state.go", "if w&stateMask != from || uint32(w>>32) != gen {", "if w&stateMask != from {"}},
+		edits: []edit{{"pager/load.go", "if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\t\t\trs.code", "if pw == nil || w&stateMask != stLoading || gen == 0 {\n\t\t\t\trs.code"}, {"pager/state.go", "if w&stateMask != from || uint32(w>>32) != gen {", "if w&stateMask != from {"}},
 		pkg:   "pager", test: "TestAReadThatWasTakenOverIsDropped", quick: true,
 	},
 	{
 		name:  "ignore-eexist",
 		what:  "a page that is partly there already counts as installed",
-		edits: []edit{{"pager/kernel.go", "unmapVia(dst+at, n-at)\n\t\t\tcontinue", "return 0"}},
+		edits: []edit{{"pager/kernel.go", "unmapVia(dst+at, n-at)\n\t\t\tcontinue", "return n, 0"}},
 		pkg:   "pager", test: "TestInstallOverALeftover", quick: true,
 	},
 	{
