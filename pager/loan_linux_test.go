@@ -113,19 +113,13 @@ func TestLentBuffersComeBack(t *testing.T) {
 }
 
 // A page is installed, leaves before its waiters are told, and is claimed by
-// somebody who knows of no waiters: he is made to know of them.
+// somebody who knows of no waiters: he is made to know of them. If it is a marker
+// by then, whose read is done, it is mapped.
 func TestWaitersOfAPageThatLeftAreToldByTheNext(t *testing.T) {
 	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, store.NewMemory(16*FrameSize), RegionOptions{Prefetch: prefetch.None()})
 	defer p.Close()
 	buf := bufs.get(FrameSize)
 	defer bufs.put(buf)
-	if !r.enter() {
-		t.Fatal("closed")
-	}
-	op := newOp(r)
-	op.one[0] = pageRange{5, 1}
-	op.ranges = op.one[:]
-	op.left.Store(1)
 	install := func(gen uint32) word {
 		var res [1]installResult
 		installGroup(r.d, 5, &gen, 1, unsafe.Pointer(&buf.mem[0]), &res[0])
@@ -141,27 +135,48 @@ func TestWaitersOfAPageThatLeftAreToldByTheNext(t *testing.T) {
 		}
 		return gen
 	}
-	first := claim(flagWaited)
-	p.enlist(op.waiterFor(5))
-	install(first)
-	if !stealOne(p.w, false, 0) {
-		t.Fatal("it does not leave")
+	leaves := func() {
+		if !stealOne(p.w, false, 0) {
+			t.Fatal("it does not leave")
+		}
 	}
-	second := claim(0) // as for reading ahead, or for a page that is written whole
-	p.settle(r, 5)     // the first owner
-	if old := install(second); old&flagWaited == 0 {
-		t.Error("the second owner does not know that somebody waits")
-	} else {
-		p.settle(r, 5)
+	for _, mark := range []bool{false, true} {
+		if !r.enter() {
+			t.Fatal("closed")
+		}
+		op := newOp(r)
+		op.one[0] = pageRange{5, 1}
+		op.ranges = op.one[:]
+		op.left.Store(1)
+		first := claim(flagWaited)
+		p.enlist(op.waiterFor(5))
+		install(first)
+		leaves()
+		if mark {
+			second := claim(flagPrefetched | flagMark)
+			p.keepMarker(r, 5, second, buf.mem[:FrameSize])
+			p.settle(r, 5) // the first owner
+		} else {
+			second := claim(0) // as for reading ahead, or for a page that is written whole
+			p.settle(r, 5)
+			if old := install(second); old&flagWaited == 0 {
+				t.Error("the second owner does not know that somebody waits")
+			} else {
+				p.settle(r, 5)
+			}
+		}
+		select {
+		case <-op.ch:
+		default:
+			t.Errorf("the waiter was not told (marker: %v)", mark)
+			_, w := r.d.look(5)
+			p.mapMarker(r, 5, uint32(w>>32))
+			p.settle(r, 5)
+			<-op.ch
+		}
+		readied.runnable.Add(-1)
+		op.free()
+		r.leave()
+		leaves()
 	}
-	select {
-	case <-op.ch:
-	default:
-		t.Error("the waiter was not told")
-		p.settle(r, 5)
-		<-op.ch
-	}
-	readied.runnable.Add(-1)
-	op.free()
-	r.leave()
 }

@@ -324,6 +324,7 @@ func (p *Pager) settle(r *Region, page uint64) { p.settleFrom(r, page, 0, nil, 0
 func (p *Pager) settleFrom(r *Region, page uint64, gen uint32, buf *buffer, off int) {
 	b := p.bucketOf(r, page)
 	var ready *waiter
+	var marker uint32 // generation of a marker that is wanted now; 0: none
 	b.mu.Lock()
 	for {
 		pw, v := r.d.look(page)
@@ -338,11 +339,20 @@ func (p *Pager) settleFrom(r *Region, page uint64, gen uint32, buf *buffer, off 
 		// It has left and been claimed again, and whoever has it will settle it: if
 		// he knows that somebody waits, which a claim for a page that is read
 		// ahead or written whole does not say.
-		if v&flagWaited != 0 || s == stFailed || !b.has(r, page) || bare.Cas64(pw, v, v|flagWaited) {
+		if v&flagWaited != 0 || s == stFailed || !b.has(r, page) {
+			break
+		}
+		if bare.Cas64(pw, v, v|flagWaited) {
+			if v&flagMark != 0 {
+				marker = uint32(v >> 32)
+			}
 			break
 		}
 	}
 	b.mu.Unlock()
+	if marker != 0 { // as for who joins one
+		p.mapMarker(r, page, marker)
+	}
 	for w := ready; w != nil; {
 		next := w.next
 		w.op.obtained(page)

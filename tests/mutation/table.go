@@ -342,7 +342,7 @@ var table = []mutation{
 	{
 		name:  "waiters-of-a-page-that-left",
 		what:  "who claims a page that has left before its waiters were told does not know of them",
-		edits: []edit{{"pager/wait.go", "|| bare.Cas64(pw, v, v|flagWaited) {", "|| pw != nil {"}},
+		edits: []edit{{"pager/wait.go", "if bare.Cas64(pw, v, v|flagWaited) {", "if pw != nil {"}},
 		pkg:   "pager", test: "TestWaitersOfAPageThatLeftAreToldByTheNext", quick: true,
 	},
 	{
