@@ -80,11 +80,10 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 				continue
 			}
 		}
-		switch into := regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))); {
-		case tries <= 1:
-		case into != nil:
-			return r.readVia(b, off, page, last)
-		default:
+		if tries > 1 {
+			if regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) != nil {
+				return r.readVia(b, off, page, last)
+			}
 			// The page is evicted again and again before we run: pin it, unless
 			// others keep everything pinned.
 			if err := r.readPinned(b, off, page); !errors.Is(err, ErrBudget) {

@@ -349,7 +349,7 @@ var table = []mutation{
 		name: "never-by-way-of-a-buffer",
 		what: "a ReadAt into memory of a region wants all its pages at the same time",
 		edits: []edit{
-			{"pager/readat.go", "case into != nil:\n\t\t\treturn r.readVia(b, off, page, last)", "case into != nil:"},
+			{"pager/readat.go", "if regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) != nil {\n\t\t\t\treturn r.readVia(b, off, page, last)\n\t\t\t}\n", ""},
 			{"pager/readat.go", "if tries > 1 {\n\t\t\t\t\treturn r.readVia(b, off, page, last)\n\t\t\t\t}", ""},
 		},
 		pkg: "pager", test: "TestReadAtIntoPagesThatCannotBeReadyTogether", quick: true,
