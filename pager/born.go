@@ -36,7 +36,8 @@ import (
 //
 // Pages of several frames are mapped protected. The frames come one after the
 // other, and if the kernel refuses one of them all of the page has to go again:
-// with what had been stored to the frames before it.
+// with what had been stored to the frames before it. So one that is written whole
+// is opened when all of it is there, with a call of its own.
 //
 // A page that was read ahead and that nobody has touched (flagPrefetched) is
 // mapped protected: its first touch is news for the policy. If nobody stores to
@@ -149,10 +150,14 @@ func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (
 	}
 	d.markDirty(page)
 	d.afterSpan(page)
-	if errno = mapPages(d.addr(page), src, d.pageSize(), false); errno != 0 {
+	large := d.pageSize() > FrameSize
+	if errno = mapPages(d.addr(page), src, d.pageSize(), large); errno != 0 {
 		d.unborn(page, 1)
 		setState(pw, stInstalling, stLoading, 0, 0)
 	} else {
+		if large {
+			protectRange(d.addr(page), d.pageSize(), false)
+		}
 		old = d.installed(pw, true)
 	}
 	coro.Stoppable(held)

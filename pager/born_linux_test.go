@@ -342,6 +342,60 @@ func TestBornAmongOthers(t *testing.T) {
 	})
 }
 
+// A page of several frames that is written whole comes one frame after the other.
+// If the kernel refuses one, the others go again: nobody may have stored to them.
+func TestLargePagesAreOpenedWhole(t *testing.T) {
+	p, r, _ := absentRegion(t, 64, RegionOptions{PageSize: 4 * FrameSize, Writeback: Writeback{NoSteal: true}})
+	d := r.d
+	mem, err := unix.Mmap(-1, 0, 4*FrameSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mem)
+	for i := range mem {
+		mem[i] = byte(100 + i/FrameSize)
+	}
+	if err := unix.Mprotect(mem[3*FrameSize:], unix.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	fd := zeroes(t)
+	taken, stored := 0, false // back; what was stored to before
+	unmap := unmapVia
+	unmapVia = func(addr, n uintptr) {
+		if addr == d.addr(2) {
+			_, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(fd), addr, 1)
+			taken, stored = taken+1, stored || e == 0
+		}
+		unmap(addr, n)
+	}
+	defer func() { unmapVia = unmap }()
+	if !p.w.takeFrames(4) || !p.credits.take(4) {
+		t.Fatal("no room")
+	}
+	pw, gen, got := d.claim(2, 0)
+	if got != claimed {
+		t.Fatal("not claimed")
+	}
+	_, e := bornDirty(d, pw, gen, 2, unsafe.Pointer(&mem[0]))
+	if unix.Errno(e) != unix.EFAULT || *pw&stateMask != stLoading || r.dirtyMark(2) || taken != 1 {
+		t.Errorf("%v, the word is %#x, marked as dirty: %v, taken back %d times", unix.Errno(e), *pw, r.dirtyMark(2), taken)
+	}
+	if stored {
+		t.Error("what was stored to a frame of it is gone with it")
+	}
+	if err := unix.Mprotect(mem[3*FrameSize:], unix.PROT_READ); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := bornDirty(d, pw, gen, 2, unsafe.Pointer(&mem[0])); e != 0 || *pw&stateMask != stDirty || !r.dirtyMark(2) {
+		t.Errorf("%v, the word is %#x, marked as dirty: %v", unix.Errno(e), *pw, r.dirtyMark(2))
+	}
+	for frame := range 4 {
+		if got := *(*byte)(unsafe.Add(r.base, (8+frame)*FrameSize+1)); got != byte(100+frame) || !kernelMayWrite(t, r, fd, 8+frame) {
+			t.Errorf("frame %d reads as %d, or is not writable", frame, got)
+		}
+	}
+}
+
 // The pin whose credit will be the page's stays until the page is Dirty.
 func TestPinsStayWhileAPageIsBorn(t *testing.T) {
 	_, r, _ := absentRegion(t, 8, RegionOptions{Writeback: Writeback{NoSteal: true}})

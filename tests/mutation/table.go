@@ -77,6 +77,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestBornAmongOthers", quick: true,
 	},
 	{
+		name:  "large-page-born-open",
+		what:  "the frames of a large page that is written whole can be stored to before all of them are there",
+		edits: []edit{{"pager/born.go", "mapPages(d.addr(page), src, d.pageSize(), large)", "mapPages(d.addr(page), src, d.pageSize(), false)"}},
+		pkg:   "pager", test: "TestLargePagesAreOpenedWhole", quick: true,
+	},
+	{
 		name:  "through-and-for-store",
 		what:  "a page that is written through counts as writable if somebody has joined to store to it",
 		edits: []edit{{"pager/through.go", "flagWaited|flagForStore, 0)", "flagWaited, 0)"}},
