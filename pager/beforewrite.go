@@ -21,7 +21,8 @@ import (
 // After a "not yet" the pages are Dirty again. Those that a Sync waits for are
 // kept in a list and asked about again after a pause that grows; all others
 // wait until somebody wants them written, which is refused without a copy while
-// the pause lasts.
+// the pause lasts. In the same list is what a Sync has found with nobody at it
+// (leftOver), of all regions.
 
 // asking is a region's side of it. write.mu guards it.
 type asking struct {
@@ -133,6 +134,8 @@ func (r *Region) askAgain() {
 			}
 		}
 		list = nil
+	} else {
+		ws.unprotected = time.Time{}
 	}
 	ws.mu.Unlock()
 	if len(list) > 1 {

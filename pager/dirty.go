@@ -39,8 +39,9 @@ type writeState struct {
 	retryAt  time.Time            // after a failed write: not before
 	backoff  time.Duration
 
-	inflight atomic.Int64 // page writes under way
-	resizing sync.Mutex   // one Resize or Discard at a time
+	inflight    atomic.Int64 // page writes under way
+	unprotected time.Time    // since when the kernel has not protected what Syncs wait for; zero: it does
+	resizing    sync.Mutex   // one Resize or Discard at a time
 
 	unflushed atomic.Bool // something was written since the last flush
 	side      store.Store // see where.go; nil: none

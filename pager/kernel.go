@@ -82,6 +82,9 @@ func unmapRange(addr, n uintptr) {
 	uffd.RawZap(&r, 1)
 }
 
+// protectVia is protectRange where it may fail; see cleanVia.
+var protectVia = protectRange
+
 // protectRange write-protects a present range, or takes the protection away.
 //
 //go:nosplit

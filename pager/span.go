@@ -172,7 +172,7 @@ func spanEnds(d *desc, from, to uint64) bool {
 func protectSpan(d *desc, runs *outRun, i, last int) {
 	first := runAt(runs, i).first
 	end := runAt(runs, last).first + uint64(runAt(runs, last).took)
-	if protectRange(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {
+	if protectVia(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {
 		return
 	}
 	for k := i; k <= last; k++ {

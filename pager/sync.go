@@ -5,6 +5,7 @@ package pager
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -193,7 +194,7 @@ func (s *SyncOp) start() {
 	})
 	r.write.mu.Unlock()
 	// A page of the list that somebody else begins to write before we do is
-	// as good: his copy is made after the call.
+	// as good: his copy is made after the call. (If he gives up, see leftOver.)
 	if len(list) > 0 {
 		s.mu.Lock()
 		s.todo = list
@@ -353,6 +354,44 @@ func (r *Region) pageWritten(page uint64) {
 		r.p.writeBack([]dirtyPage{{r.d, page}}, writeSync)
 	}
 }
+
+// leftOver sees to a page that was to be written for a Sync and could not be
+// taken. As a rule that is because somebody else writes it, or has, and tells who
+// waits for it. But it may be Dirty, with nobody at it: the kernel has not protected
+// it, for us or for somebody who had it when we came, or its writes are held (see
+// Discard). Then it is kept with what BeforeWrite has refused, and tried again.
+func (r *Region) leftOver(page uint64) {
+	for turn := 0; ; turn++ {
+		_, w := r.d.look(page)
+		if s := w & stateMask; s == stDirty {
+			break
+		} else if s != stCopying && s != stUnlocking {
+			return
+		}
+		relaxGo(turn)
+	}
+	ws := &r.write
+	var ready []*SyncOp
+	ws.mu.Lock()
+	if l := ws.waiters[page]; len(l) > 0 {
+		held := r.d.held(page)
+		if !held && ws.unprotected.IsZero() {
+			ws.unprotected = time.Now()
+		}
+		if held || time.Since(ws.unprotected) < r.p.opt.StallLimit {
+			r.holdBack(page)
+		} else {
+			r.tell(page, l, r.fault("write", page, errUnprotected), &ready)
+		}
+	}
+	ws.mu.Unlock()
+	for _, s := range ready {
+		s.pageDone()
+	}
+}
+
+// errUnprotected: a dirty page must be protected to be copied.
+var errUnprotected = fmt.Errorf("pager: it cannot be write-protected: %w", ErrBudget)
 
 // pageDone lowers the op's count; the last one flushes the store.
 func (s *SyncOp) pageDone() {

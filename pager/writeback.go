@@ -102,9 +102,10 @@ func copyOut(d *desc, first uint64, n int, dst unsafe.Pointer) (took int) {
 	if k <= 0 {
 		return 0
 	}
-	if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {
+	if !pinned && protectVia(d.addr(first), uintptr(k)<<d.shift, true) != 0 {
 		// Out of memory for page tables: what is protected half way is made
-		// writable again before anybody may rely on it.
+		// writable again before anybody may rely on it. Syncs that have left the
+		// pages to us see to them: see leftOver.
 		protectRange(d.addr(first), uintptr(k)<<d.shift, false)
 		for i := 0; i < k; i++ {
 			pw, _ := d.look(first + uint64(i))
@@ -355,6 +356,9 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 	// What is not dirty now must not have a buffer.
 	n = r.dirtyRun(first, min(n, max(1, uint64(maxRun>>r.shift))))
 	if n == 0 || !r.d.placeRoom(first) || why != writeSync && r.tooSoonToAsk() {
+		if why == writeSync {
+			r.leftOver(first)
+		}
 		return 0
 	}
 	if why != writeSync {
@@ -375,6 +379,9 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 	}
 	if took == 0 {
 		bufs.put(buf)
+		if why == writeSync {
+			r.leftOver(first)
+		}
 		return 0
 	}
 	return p.write(r, first, took, buf, why, b)

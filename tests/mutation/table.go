@@ -31,7 +31,7 @@ var table = []mutation{
 	{
 		name:  "copy-unprotected",
 		what:  "a dirty page is copied out without being protected first",
-		edits: []edit{{"pager/writeback.go", "if !pinned && protectRange(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}, {"pager/span.go", "if protectRange(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {", "if _, _ = first, end; true {"}},
+		edits: []edit{{"pager/writeback.go", "if !pinned && protectVia(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}, {"pager/span.go", "if protectVia(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {", "if _, _ = first, end; true {"}},
 		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2",
 	},
 	{

@@ -1,0 +1,161 @@
+package pager
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// refuseToProtect makes the kernel refuse so many times to write-protect pages.
+func refuseToProtect(t *testing.T, times int64) (left *atomic.Int64) {
+	t.Helper()
+	left = new(atomic.Int64)
+	left.Store(times)
+	protectVia = func(addr, n uintptr, protect bool) (errno uintptr) {
+		if left.Add(-1) >= 0 {
+			return uintptr(unix.ENOMEM)
+		}
+		return protectRange(addr, n, protect)
+	}
+	t.Cleanup(func() { protectVia = protectRange })
+	return left
+}
+
+// A Sync of pages that the kernel refuses to protect tries again: page by page, in
+// spans, and when a page that is written a second time for it is refused.
+func TestSyncOfPagesThatAreNotProtected(t *testing.T) {
+	for refused := range int64(6) {
+		_, r := spanRegion(t, 64, 3, 4, 5, 10, 12, 14)
+		left := refuseToProtect(t, refused)
+		if !within(t, 20*time.Second, "Sync", func() {
+			if err := r.Sync(context.Background()); err != nil {
+				t.Error(err)
+			}
+		}) {
+			return
+		}
+		k, _ := r.store.Kernel()
+		for _, page := range []int{3, 4, 5, 10, 12, 14} {
+			if k.Mem[page*FrameSize] != byte(100+page) || stateOf(r, page) != stResident {
+				t.Errorf("refused %d times: page %d of the store has %d, and is in state %#x", refused, page, k.Mem[page*FrameSize], stateOf(r, page))
+			}
+		}
+		if n := left.Load(); n >= 0 {
+			t.Errorf("refused %d times less than %d", n, refused)
+		}
+	}
+}
+
+// A Sync leaves a page to somebody who is copying it out, and he gives up.
+func TestSyncOfPagesThatOthersGiveUp(t *testing.T) {
+	if runtime.GOMAXPROCS(0) < 2 {
+		t.Skip("who copies a page keeps his P")
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // and does not stop for the collector
+	runtime.GC()
+	p, r := spanRegion(t, 64, 7)
+	var entered, giveUp atomic.Bool
+	protectVia = func(addr, n uintptr, protect bool) (errno uintptr) {
+		if !entered.CompareAndSwap(false, true) {
+			return protectRange(addr, n, protect)
+		}
+		for !giveUp.Load() {
+			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		}
+		return uintptr(unix.ENOMEM)
+	}
+	t.Cleanup(func() { protectVia = protectRange })
+
+	full := int64(p.opt.QueueDepth)
+	p.writingIOs.Add(full) // so that the Sync has to wait before it writes
+	s, err := r.SyncEventfd(0, r.Len(), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan uint64)
+	go func() {
+		b := writeBatchPool.Get().(*writeBatch)
+		took := p.writeRun(r, 7, 1, writeNeed, b)
+		b.start(p)
+		gone <- took
+	}()
+	for !entered.Load() {
+		runtime.Gosched()
+	}
+	p.writingIOs.Add(-full)
+	fed := make(chan struct{})
+	go func() { p.feed(); close(fed) }()
+	eventually(t, "the Sync has nothing left to begin", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.todo) == 0
+	})
+	for range 100 {
+		unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
+	giveUp.Store(true)
+	if took := <-gone; took != 0 {
+		t.Errorf("%d pages were copied all the same", took)
+	}
+	<-fed
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := s.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if k, _ := r.store.Kernel(); k.Mem[7*FrameSize] != 107 {
+		t.Errorf("the store has %d", k.Mem[7*FrameSize])
+	}
+}
+
+// If the kernel never protects the page, Sync says so and does not wait for ever;
+// the next one finds the page as dirty as it was.
+func TestSyncOfPagesThatAreNeverProtected(t *testing.T) {
+	p, r := spanRegion(t, 16, 7)
+	p.opt.StallLimit = 20 * time.Millisecond
+	left := refuseToProtect(t, 1<<40)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var f *FaultError
+	if err := r.Sync(ctx); !errors.As(err, &f) || !errors.Is(err, ErrBudget) || f.Offset != 7*FrameSize {
+		t.Errorf("%v", err)
+	}
+	if got := stateOf(r, 7); got != stDirty || !r.dirtyMark(7) {
+		t.Errorf("state %#x, marked as dirty: %v", got, r.dirtyMark(7))
+	}
+	left.Store(0)
+	if err := r.Sync(ctx); err != nil {
+		t.Error(err)
+	}
+	if k, _ := r.store.Kernel(); k.Mem[7*FrameSize] != 107 {
+		t.Errorf("the store has %d", k.Mem[7*FrameSize])
+	}
+}
+
+// A write that is given up because writes are held for the moment is as good as
+// none: the Sync that has left the page to it goes on when the hold ends.
+func TestSyncOfPagesThatAreHeld(t *testing.T) {
+	_, r := spanRegion(t, 16, 7)
+	if err := r.quietPage(context.Background(), 7); err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.SyncEventfd(0, r.Len(), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	atomic.StoreUint64(&r.d.holdEnd, 0) // as unquiet, while somebody has the page in Copying
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := s.Wait(ctx); err != nil {
+		t.Error(err)
+	}
+	if k, _ := r.store.Kernel(); k.Mem[7*FrameSize] != 107 {
+		t.Errorf("the store has %d", k.Mem[7*FrameSize])
+	}
+}
