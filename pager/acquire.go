@@ -449,6 +449,9 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				continue
 			}
 			p.stats.joined.Add(1)
+			if v&flagWaited == 0 { // as submit does for a read of one's own
+				rescueLater()
+			}
 			switch {
 			case v&flagMark != 0 && p.mapMarker(r, page, uint32(v>>32)):
 				b.mark = page + 1

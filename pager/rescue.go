@@ -51,6 +51,10 @@ import (
 //   - A region does not close while it is in desc.users, nor a pager, with its
 //     ring, while it is in rescuer.at (a hazard pointer).
 //
+// What was read ahead has no seat: nobody waits for it. Who is the first to do so
+// takes one for his page (join). A thread that is blocked needs none: it takes the
+// page over by itself (serveRead), ahead or not, and whether the read ends or not.
+//
 // A store that is merely slow is left alone: then the ring is empty, or
 // completions are being taken. That is also why there is no rescue on an engine
 // without a ring, nor of a page that takes Go code to fill.
@@ -100,7 +104,7 @@ type rescueWords struct {
 	led      *uint32           // Pager.gather.led
 	turn     *uint32           // Pager.gather.turn
 	seatNext uint64            // seats taken so far
-	seats    [seatCount]uint64 // demand loads: descriptor | first page | pages-1; see load.sit
+	seats    [seatCount]uint64 // what is waited for: descriptor | first page | pages-1; see Region.sit
 	rescued  uint64            // pages
 	_        [64]byte          // from here on the thread's own
 
@@ -180,23 +184,30 @@ func (p *Pager) rescueNoMore() {
 
 // sit notes a demand load where the rescuer finds it. Seats are given out in a
 // circle: a load that is overtaken by seatCount others just loses its own.
-func (l *load) sit() {
-	w := l.r.p.w
-	if l.seat == 0 {
-		l.seat = bare.Add64(&w.seatNext, 1)
-	}
-	bare.Store64(&w.seats[l.seat%seatCount], l.seatWord())
-}
+func (l *load) sit() { l.seat = l.r.sit(l.seat, l.first, len(l.gens)) }
 
 // rise gives the seat back.
-func (l *load) rise() {
-	if l.seat != 0 {
-		bare.Cas64(&l.r.p.w.seats[l.seat%seatCount], l.seatWord(), 0)
+func (l *load) rise() { l.r.rise(l.seat, l.first, len(l.gens)) }
+
+// sit takes a seat (or keeps the one that is not 0) for n pages that somebody waits
+// for.
+func (r *Region) sit(seat, first uint64, n int) uint64 {
+	w := r.p.w
+	if seat == 0 {
+		seat = bare.Add64(&w.seatNext, 1)
+	}
+	bare.Store64(&w.seats[seat%seatCount], seatWord(r.d, first, n))
+	return seat
+}
+
+func (r *Region) rise(seat, first uint64, n int) {
+	if seat != 0 {
+		bare.Cas64(&r.p.w.seats[seat%seatCount], seatWord(r.d, first, n), 0)
 	}
 }
 
-func (l *load) seatWord() uint64 {
-	return uint64(l.r.d.index)<<(seatRunBits+seatPageBits) | l.first<<seatRunBits | uint64(len(l.gens)-1)
+func seatWord(d *desc, first uint64, n int) uint64 {
+	return uint64(d.index)<<(seatRunBits+seatPageBits) | first<<seatRunBits | uint64(n-1)
 }
 
 // rescueLater has the rescuer look if what is about to be read is not there

@@ -101,6 +101,50 @@ func TestRescue(t *testing.T) {
 	}
 }
 
+// Who is the first to wait for a page that was read ahead has it rescued, as one
+// that was read for him.
+func TestRescueOfWhatWasReadAhead(t *testing.T) {
+	p, r, s, a := heldReads(t, RegionOptions{})
+	if r.Raw() != nil {
+		t.Skip("only what the fault server can fill: ", r.Raw())
+	}
+	if _, ok := r.TryAcquire(3*FrameSize, 2*FrameSize); ok {
+		t.Fatal("resident before it was read")
+	}
+	eventually(t, "the read holds its data", func() bool { return s.Counts().Held == 1 })
+	got := make(chan error, 3)
+	for range cap(got) {
+		go func() {
+			_, err := r.ReadAt(make([]byte, 1), 4*FrameSize)
+			got <- err
+		}()
+	}
+	eventually(t, "all wait for it", func() bool { return p.Stats().Joined == int64(cap(got)) })
+	if n := atomic.LoadUint64(&p.w.seatNext); n != 1 {
+		t.Errorf("%d seats for one page", n)
+	}
+	a.tail = 5
+	p.w.look()
+	p.w.look()
+	for i := range cap(got) {
+		if i == 0 && p.Stats().Rescued != 1 {
+			t.Errorf("%d pages were rescued, want 1", p.Stats().Rescued)
+			s.Release()
+		}
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+	}
+	if n, _ := r.Residency(3*FrameSize, FrameSize); n != 0 && !t.Failed() {
+		t.Error("a page was rescued that nobody waits for")
+	}
+	for _, seat := range p.w.seats {
+		if seat != 0 {
+			t.Error("who waited has left his seat taken")
+		}
+	}
+}
+
 // A read that is kept back while others are let run is rescued as well.
 func TestRescueOfGatheredReads(t *testing.T) {
 	p, r, s, _ := heldReads(t, RegionOptions{})

@@ -37,7 +37,8 @@ type waiter struct {
 	next *waiter
 	op   *waitOp
 	page uint64
-	pin  bool // it counts as a pin in the page's word
+	pin  bool   // it counts as a pin in the page's word
+	seat uint64 // where the rescuer finds the page, 0: its load has one; see join
 }
 
 type opState = uint32
@@ -275,7 +276,8 @@ func (p *Pager) bucketOf(r *Region, page uint64) *bucket {
 // join makes w wait for its page if the page is on its way, pinning it ahead
 // if w pins. It reports the word it saw; joined is false if the page is in a
 // state that need not (or cannot) be waited for. pinned0 says that w's pin is
-// the first, so that a credit is used.
+// the first, so that a credit is used. If w is the first to wait at all the page was
+// not read for anybody, and the rescuer is told of it.
 func (p *Pager) join(w *waiter) (v word, joined, pinned0 bool) {
 	r := w.op.r
 	b := p.bucketOf(r, w.page)
@@ -299,6 +301,9 @@ func (p *Pager) join(w *waiter) (v word, joined, pinned0 bool) {
 		if bare.Cas64(pw, v, n) {
 			w.next = b.head
 			b.head = w
+			if v&flagWaited == 0 {
+				w.seat = r.sit(0, w.page, 1)
+			}
 			return v, true, w.pin && v&pinMask == 0
 		}
 	}
@@ -382,6 +387,7 @@ func (b *bucket) take(r *Region, page uint64) (ready *waiter) {
 			*at = w.next
 			w.next = ready
 			ready = w
+			r.rise(w.seat, page, 1)
 			continue
 		}
 		at = &w.next
@@ -444,6 +450,7 @@ func (p *Pager) abandonAll(r *Region, err error) {
 		b.mu.Unlock()
 		for w := out; w != nil; {
 			next := w.next
+			r.rise(w.seat, w.page, 1)
 			if w.pin {
 				r.unpin(pageRange{w.page, 1}, false)
 			}
