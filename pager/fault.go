@@ -428,7 +428,7 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			}
 			// Take over: the frame comes with the page. Its owner finds
 			// another generation when he comes back.
-			n := (w+genOne)&^(stateMask|flagMark) | stLoading
+			n := w&^(genMask|stateMask|flagMark) | stLoading | newGen()
 			if !bare.Cas64(pw, w, n) {
 				continue
 			}

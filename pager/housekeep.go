@@ -224,7 +224,7 @@ func (p *Pager) settleFailed(r *Region, page uint64) {
 		if pw == nil || w&stateMask != stFailed {
 			return
 		}
-		n := (w+genOne)&^stateMask | stLoading
+		n := w&^(genMask|stateMask) | stLoading | newGen()
 		if bare.Cas64(pw, w, n) {
 			b := newBatch()
 			b.add(r, page, uint32(n>>32), demand)

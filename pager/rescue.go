@@ -40,7 +40,7 @@ import (
 //     costs one more read, but needs no say over the ring, over buffers or over
 //     loads, all of which are guarded by locks that a goroutine without a P may
 //     hold at this very moment.
-//   - The page is taken over as a fault server does it (state.go): generation+1
+//   - The page is taken over as a fault server does it (state.go): a new generation
 //     by one compare-and-swap, so that of the reaper, a fault server and the
 //     rescuer one maps it; the others find that it is not theirs any more.
 //   - The frame, the pins and the waiters come with the word. Waiters are told by
@@ -398,7 +398,7 @@ func rescueLoad(w *pagerWords, seat uint64) (loaded int) {
 		if pw == nil || v&stateMask != stLoading || v&flagWaited == 0 {
 			continue
 		}
-		n := v + genOne
+		n := v&^genMask | newGen()
 		if bare.Cas64(pw, v, n) {
 			fillVia(d, pw, page, uint32(n>>32), noticeRescued)
 			loaded++

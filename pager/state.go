@@ -20,7 +20,7 @@ import (
 //
 //	                claim (requester or fault server; owns a frame from here)
 //	     ┌─────────┐ ─────────────────────────▶ ┌─────────┐ ◀──┐ take over
-//	     │ Missing │                            │ Loading │ ───┘ (server, generation+1)
+//	     │ Missing │                            │ Loading │ ───┘ (server, new generation)
 //	     └─────────┘ ◀───────────────────────── └─────────┘
 //	       ▲    ▲      failed; cancelled (server)    │ owner, generation unchanged
 //	       │    │                                    ▼
@@ -56,11 +56,13 @@ import (
 // taking over: the page stays readable, a write fault makes it writable again
 // (flag redirtied), and the store gets a private copy.
 //
-// The generation counts the claims of the word. Whoever comes back after a
-// wait (a completed read) goes on only if the generation is still his.
-// It is never reset while the word's memory is reused, which makes a
-// compare-and-swap with an old word fail for ever (2³² claims are not made
-// within one preemption).
+// The generation names the claim, or the taking over, by which the word's owner
+// has it. Whoever comes back after a wait (a completed read) goes on only if the
+// generation is still his, and a compare-and-swap with an old word fails for ever.
+// One counter of the process gives them out (newGen). To count the claims of each
+// word in the word would not do: a group of pages loses its words with its last page
+// and has others afterwards (table.go), in which the count might just then be what
+// the owner of a read from before that remembers, whose page was taken over.
 //
 // Pins count the holders of Pin and Lock and also the waiters who will be
 // holders: they are kept through Loading and Installing, so that a page is
@@ -99,7 +101,6 @@ const (
 
 	pinOne  word = 1 << 12
 	pinMask word = (1<<20 - 1) << 12
-	genOne  word = 1 << 32
 	genMask word = (1<<32 - 1) << 32
 )
 

@@ -28,7 +28,8 @@ import (
 // so a stale reader reads some word, if not the right one; he finds out by
 // reading the directory again (the incarnation makes a reused leaf look
 // different), and a compare-and-swap with what he read cannot succeed on
-// another page's word because generations of a word never repeat.
+// another page's word because no two claims have the same generation. Nor does he
+// who owned a page, and has lost it, take it for his in another leaf.
 //
 // The kernel's page tables are memory too: a counter per 2 MiB of address
 // space (a span) says how many pages in it are claimed; when it is zero the
@@ -283,6 +284,29 @@ func (d *desc) spanLeave(page uint64) (empty bool) {
 	return bare.Add32(d.spanWord(page), ^uint32(0))&spanCountMask == 0
 }
 
+// generation is the last that was given out.
+var generation struct {
+	_    [64]byte
+	last uint32
+	_    [60]byte
+}
+
+// newGen is a generation, where it is in a word, that no page has had; and not 0.
+// (After 2³² claims, a matter of hours at the least, they are used again. Somebody
+// who has waited for that long would have to come back to the very page, on its way
+// once more, with the very number.)
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func newGen() word {
+	for {
+		if g := bare.Add32(&generation.last, 1); g != 0 {
+			return word(g) << 32
+		}
+	}
+}
+
 // allocLeaf takes a leaf from the free list or the slab; 0 if all are used.
 // Its words are Missing, with generations from their last use.
 //
@@ -370,7 +394,7 @@ func (d *desc) claim(page uint64, extra word) (p *word, gen uint32, got claimRes
 			d.drop(page)
 			return p, 0, claimTaken
 		}
-		n := (w&genMask + genOne) | stLoading | extra
+		n := newGen() | stLoading | extra
 		if bare.Cas64(p, w, n) {
 			bare.Add64((*uint64)(unsafe.Pointer(&d.resident)), uint64(d.framesPerPage()))
 			return p, uint32(n >> 32), claimed

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -18,13 +19,38 @@ import (
 )
 
 // A read comes back after its page was taken from it, written, written back,
-// evicted and claimed by another read: what it has in its buffer is old.
+// evicted and claimed by another read: what it has in its buffer is old. The page's
+// word may be in another leaf by then.
 func TestAReadThatWasTakenOverIsDropped(t *testing.T) {
+	t.Run("the same leaf", func(t *testing.T) { takenOver(t, false) })
+	t.Run("other leaves", func(t *testing.T) { takenOver(t, true) })
+}
+
+func takenOver(t *testing.T, otherLeaves bool) {
 	s := store.NewFaulty(store.NewMemory(16*FrameSize), store.FaultyOptions{})
 	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, s, RegionOptions{Prefetch: prefetch.None()})
 	defer p.Close()
 	defer s.Release()
 	ctx := context.Background()
+	others, err := p.Map(store.NewMemory(FrameSize), RegionOptions{MaxSize: 64 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := uint64(0) // leaves
+	defer func() {
+		for ; taken > 0; taken-- {
+			others.d.drop((taken - 1) << leafShift)
+		}
+	}()
+	// Others take the leaf that r has had, so that r's next is one that nobody has.
+	nextLeaf := func() {
+		for used := atomic.LoadUint32(&sp.leafUsed); otherLeaves && atomic.LoadUint32(&sp.leafUsed) == used; taken++ {
+			if others.d.hold(taken<<leafShift) == nil {
+				t.Fatal("no leaf")
+			}
+		}
+	}
+	nextLeaf()
 	s.HoldDone(store.OnRead)
 	if _, ok := r.TryAcquire(0, FrameSize); ok {
 		t.Fatal("resident before it was read")
@@ -33,6 +59,7 @@ func TestAReadThatWasTakenOverIsDropped(t *testing.T) {
 	if !stealOne(p.w, true, 0) { // as the fault server does under pressure
 		t.Fatal("the read was not cancelled")
 	}
+	nextLeaf()
 	fresh := bytes.Repeat([]byte{0xee}, FrameSize)
 	if _, err := r.WriteAt(fresh, 0); err != nil {
 		t.Fatal(err)
@@ -44,6 +71,7 @@ func TestAReadThatWasTakenOverIsDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the page leaves", func() bool { n, _ := r.Residency(0, FrameSize); return n == 0 })
+	nextLeaf()
 	got := make([]byte, FrameSize)
 	done := make(chan error, 1)
 	go func() {

@@ -47,6 +47,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestWritablePagesWaitForTheSpan",
 	},
 	{
+		name:  "generations-of-words",
+		what:  "each word counts its claims, and begins anew in the next leaf: an owner that has lost the page takes it for his",
+		edits: []edit{{"pager/table.go", "n := newGen() | stLoading | extra", "n := (w&genMask + 1<<32) | stLoading | extra"}},
+		pkg:   "pager", test: "TestAReadThatWasTakenOverIsDropped", quick: true,
+	},
+	{
 		name:  "born-without-credit",
 		what:  "a page that is read for a store is mapped as Dirty although nobody has brought a credit for it",
 		edits: []edit{{"pager/born.go", " && w&pinMask != 0\n}", "\n}"}},
