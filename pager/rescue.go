@@ -57,7 +57,10 @@ import (
 //
 // A store that is merely slow is left alone: then the ring is empty, or
 // completions are being taken. That is also why there is no rescue on an engine
-// without a ring, nor of a page that takes Go code to fill.
+// without a ring, nor of a page that takes Go code to fill. While reads are under
+// way, and none begins or ends, the looks are further and further apart, so that
+// what a read has to wait for one is less than what it has taken; the next miss
+// has its look as soon as any.
 //
 // While reads come faster than rescueFirst, this costs a miss two atomic
 // operations for its seat; otherwise one timerfd_settime in addition. No thread
@@ -65,6 +68,7 @@ import (
 const (
 	rescueFirst = int64(7 * time.Millisecond) // after a miss, and between looks
 	rescueAgain = int64(4 * time.Millisecond) // when completions are waiting
+	rescueRest  = 8 * rescueFirst             // at most, while nothing moves
 
 	// Pages mapped in one look, of each sort. Where a crowd stands still,
 	// it is for want of turns and not of pages, and one that reads them one after
@@ -91,6 +95,8 @@ var rescuer = struct {
 	lastStarted uint64 // at the last look; the thread's own, like …
 	lastParked  uint64 // … how many were parked then
 
+	looks uint64 // how often it has looked around
+
 	pagers [maxRescued]uint64
 
 	once sync.Once
@@ -116,6 +122,7 @@ type rescueWords struct {
 type sight struct {
 	waits, head uint32 // 1: completions wait to be taken, behind so many
 	led, turn   uint32 // 1: reads are being gathered, for the turn-th time
+	inflight    uint32 // reads under way
 }
 
 //go:nosplit
@@ -129,6 +136,7 @@ func (w *pagerWords) see(s *sight) {
 	}
 	s.turn = bare.Load32(w.turn)
 	s.led = bare.Load32(w.led)
+	s.inflight = bare.Load32(w.inflight)
 }
 
 // stuck: nobody has got on between two sights.
@@ -225,6 +233,8 @@ func rescueLater() {
 
 var rescueTime = [4]int64{3: rescueFirst} // an itimerspec: once
 
+var restTime [4]int64 // the same, the thread's own
+
 // Called through variables: see cleanVia.
 var (
 	lookVia   = (*pagerWords).look
@@ -239,21 +249,28 @@ var (
 //go:norace
 //go:nocheckptr
 func rescue() {
+	rest := rescueFirst
 	for {
 		bare.Syscall(syscall.SYS_READ, uintptr(rescuer.timer), uintptr(unsafe.Pointer(&rescueTicks)), 8, 0, 0, 0)
 		for {
 			state := lookAround()
-			if state == ringIdle {
+			if state <= ringStill {
+				if state == ringStill {
+					rest = min(2*rest, rescueRest)
+					restTime[3] = rest
+					bare.Syscall(unix.SYS_TIMERFD_SETTIME, uintptr(rescuer.timer), 0, uintptr(unsafe.Pointer(&restTime)), 0, 0, 0)
+				}
 				// A miss that saw the flag before it was cleared is seen now.
 				bare.Store32(&rescuer.armed, 0)
-				if state = lookAround(); state == ringIdle || !bare.Cas32(&rescuer.armed, 0, 1) {
-					break
+				if state = lookAround(); state <= ringStill || !bare.Cas32(&rescuer.armed, 0, 1) {
+					break // the timer runs if there is something to look for: ours, or the one of a miss
 				}
 			}
 			pause := rescueFirst
 			if state == ringWaits {
 				pause = rescueAgain
 			}
+			rest = rescueFirst
 			bare.FutexWait(&napWord, 0, pause)
 		}
 	}
@@ -263,6 +280,7 @@ var rescueTicks uint64 // what the timer says, which nobody needs
 
 const (
 	ringIdle  = iota // nothing is under way
+	ringStill        // reads are, the same as at the last look
 	ringBusy         // reads are
 	ringWaits        // they may be stuck
 )
@@ -273,6 +291,7 @@ const (
 //go:norace
 //go:nocheckptr
 func lookAround() (state int) {
+	bare.Add64(&rescuer.looks, 1)
 	state = lookAtParked()
 	for i := uintptr(0); i < maxRescued; i++ {
 		slot := (*uint64)(unsafe.Add(unsafe.Pointer(&rescuer.pagers), i*8))
@@ -370,14 +389,17 @@ func (w *pagerWords) look() int {
 			}
 		}
 	}
+	still := s == w.last && now == w.upTo
 	w.last, w.upTo = s, now
-	if s.waits|s.led != 0 {
+	switch {
+	case s.waits|s.led != 0:
 		return ringWaits
+	case s.inflight == 0:
+		return ringIdle
+	case still:
+		return ringStill
 	}
-	if bare.Load32(w.inflight) != 0 {
-		return ringBusy
-	}
-	return ringIdle
+	return ringBusy
 }
 
 // rescueLoad loads the pages of a seat that are still on their way and that

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/aio"
@@ -142,6 +143,85 @@ func TestRescueOfWhatWasReadAhead(t *testing.T) {
 		if seat != 0 {
 			t.Error("who waited has left his seat taken")
 		}
+	}
+}
+
+// Whether anything has moved since the last look.
+func TestWhatTheRescuerSees(t *testing.T) {
+	p, r, _, a := heldReads(t, RegionOptions{})
+	in := uint32(1)
+	p.w.inflight = &in
+	for _, c := range []struct {
+		what string
+		do   func()
+		want int
+	}{
+		{"a read", func() { r.sit(0, 1, 1) }, ringBusy},
+		{"the same", func() {}, ringStill},
+		{"another miss", func() { r.sit(0, 2, 1) }, ringBusy},
+		{"the same", func() {}, ringStill},
+		{"a read that nobody waits for", func() { in++ }, ringBusy},
+		{"the same", func() {}, ringStill},
+		{"one was taken, another has begun", func() { a.head, a.tail = a.head+1, a.tail+1 }, ringBusy},
+		{"the same", func() {}, ringStill},
+		{"one is done", func() { a.tail++ }, ringWaits},
+		{"and not taken", func() {}, ringWaits},
+		{"but now", func() { a.head++; in-- }, ringBusy},
+		{"somebody gathers", func() { p.gather.led.Store(true) }, ringWaits},
+		{"and has gathered", func() { p.gather.led.Store(false); in-- }, ringIdle},
+		{"one comes while nobody looks", func() { in++ }, ringBusy},
+		{"and ends", func() { in-- }, ringIdle},
+	} {
+		c.do()
+		if got := p.w.look(); got != c.want {
+			t.Errorf("%s: %d, want %d", c.what, got, c.want)
+		}
+	}
+}
+
+// A read hangs: the rescuer does not look a hundred times a second whether it has
+// come, and is there for the next one that needs it.
+func TestTheRescuerRests(t *testing.T) {
+	p, r, s, a := heldReads(t, RegionOptions{})
+	if r.Raw() != nil {
+		t.Skip("only what the fault server can fill: ", r.Raw())
+	}
+	if rescuer.timer <= 0 {
+		t.Skip("the thread could not be started here")
+	}
+	p.w.inflight = (*uint32)(unsafe.Pointer(&p.inflight))
+	p.rescueFrom()
+	done := make(chan error)
+	read := func(page int64) {
+		go func() {
+			_, err := r.ReadAt(make([]byte, 1), page*FrameSize)
+			done <- err
+		}()
+		held := s.Counts().Held + 1
+		eventually(t, "the read holds its data", func() bool { return s.Counts().Held == held })
+	}
+	looks, begun := atomic.LoadUint64(&rescuer.looks), time.Now()
+	read(1)
+	time.Sleep(500 * time.Millisecond)
+	// Two looks each time: the second one is for who has come meanwhile.
+	n, every := atomic.LoadUint64(&rescuer.looks)-looks, time.Since(begun)/time.Duration(rescueFirst)
+	if n < 4 || n > uint64(every)/2 {
+		t.Errorf("%d looks at a read that hangs, in the time of %d", n, every)
+	}
+	eventually(t, "the rescuer sleeps until a miss wakes it", func() bool { return atomic.LoadUint32(&rescuer.armed) == 0 })
+	atomic.StoreUint32(&a.tail, 1)
+	read(2)
+	for range 2 {
+		if !within(t, 10*time.Second, "the rescue", func() {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}) {
+			s.Release()
+		}
+	}
+	if n := p.Stats().Rescued; n != 2 {
+		t.Errorf("%d pages were rescued, want 2", n)
 	}
 }
 
