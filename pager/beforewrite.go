@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-
-	"github.com/uffdpager/uffdpager/coro"
 )
 
 // BeforeWrite
@@ -72,9 +70,7 @@ func (r *Region) putBack(first, n uint64) {
 	var ready []*SyncOp
 	ws.mu.Lock()
 	for page := first; page < first+n; page++ {
-		held := coro.Unstopped()
-		endWrite(r.d, page, false)
-		coro.Stoppable(held)
+		r.endWrite(page, false)
 		l := ws.waiters[page]
 		if len(l) == 0 {
 			continue

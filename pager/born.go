@@ -136,30 +136,46 @@ func (d *desc) installed(pw *word, dirty bool) (old word) {
 
 const errnoTakenOver = 1<<21 + 1
 
-// bornDirty maps a claimed page from src, writable, as Dirty. Its caller has a
-// credit for it, and is inside the gate: no cut is being taken.
+// bornWhole maps a claimed page that is written whole, from src: as Dirty, or with
+// through in Writing (through.go), and says which. Its caller has a credit for it,
+// and is inside the gate: no cut is being taken. On an error, but for
+// errnoTakenOver, the page is Loading as before.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func bornDirty(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (old word, errno uintptr) {
+func bornWhole(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer, through bool) (old word, errno uintptr, writing bool) {
 	held := coro.Unstopped()
-	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
-		coro.Stoppable(held)
-		return 0, errnoTakenOver
+	errno = errnoTakenOver
+	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); ok {
+		if through {
+			old, errno, writing = bornWriting(d, pw, page, src)
+		} else {
+			old, errno = bornDirty(d, pw, page, src)
+		}
+		if errno != 0 {
+			setState(pw, stInstalling, stLoading, 0, 0)
+		}
 	}
+	coro.Stoppable(held)
+	return old, errno, writing
+}
+
+// bornDirty maps a page that is Installing writable, as Dirty.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func bornDirty(d *desc, pw *word, page uint64, src unsafe.Pointer) (old word, errno uintptr) {
 	d.markDirty(page)
 	d.afterSpan(page)
 	large := d.pageSize() > FrameSize
 	if errno = mapPages(d.addr(page), src, d.pageSize(), large); errno != 0 {
 		d.unborn(page, 1)
-		setState(pw, stInstalling, stLoading, 0, 0)
-	} else {
-		if large {
-			protectRange(d.addr(page), d.pageSize(), false)
-		}
-		old = d.installed(pw, true)
+		return 0, errno
 	}
-	coro.Stoppable(held)
-	return old, errno
+	if large {
+		protectRange(d.addr(page), d.pageSize(), false)
+	}
+	return d.installed(pw, true), 0
 }

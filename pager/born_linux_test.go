@@ -66,7 +66,7 @@ func waitsWithin(t *testing.T, r *Region, fd, page int, do func()) (state word, 
 			waits = s == stInstalling || s == stUnlocking
 		}
 	}
-	for range 1000 {
+	for range 100 {
 		unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 	}
 	state, writable = stateOf(r, page)&stateMask, kernelMayWrite(t, r, fd, page)
@@ -376,7 +376,7 @@ func TestLargePagesAreOpenedWhole(t *testing.T) {
 	if got != claimed {
 		t.Fatal("not claimed")
 	}
-	_, e := bornDirty(d, pw, gen, 2, unsafe.Pointer(&mem[0]))
+	_, e, _ := bornWhole(d, pw, gen, 2, unsafe.Pointer(&mem[0]), false)
 	if unix.Errno(e) != unix.EFAULT || *pw&stateMask != stLoading || r.dirtyMark(2) || taken != 1 {
 		t.Errorf("%v, the word is %#x, marked as dirty: %v, taken back %d times", unix.Errno(e), *pw, r.dirtyMark(2), taken)
 	}
@@ -386,7 +386,7 @@ func TestLargePagesAreOpenedWhole(t *testing.T) {
 	if err := unix.Mprotect(mem[3*FrameSize:], unix.PROT_READ); err != nil {
 		t.Fatal(err)
 	}
-	if _, e := bornDirty(d, pw, gen, 2, unsafe.Pointer(&mem[0])); e != 0 || *pw&stateMask != stDirty || !r.dirtyMark(2) {
+	if _, e, _ := bornWhole(d, pw, gen, 2, unsafe.Pointer(&mem[0]), false); e != 0 || *pw&stateMask != stDirty || !r.dirtyMark(2) {
 		t.Errorf("%v, the word is %#x, marked as dirty: %v", unix.Errno(e), *pw, r.dirtyMark(2))
 	}
 	for frame := range 4 {
@@ -410,7 +410,7 @@ func TestPinsStayWhileAPageIsBorn(t *testing.T) {
 	atomic.StoreUint64(pw, w&^stateMask|stInstalling|flagForStore)
 	free := make(chan bool)
 	go func() { free <- r.unpinPage(1) }() // as Close does with the pins of those who wait
-	for range 1000 {
+	for range 100 {
 		unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 		runtime.Gosched()
 	}

@@ -476,14 +476,7 @@ func (r *Region) writeWhole(b []byte, page uint64, alone bool) error {
 			p.failPage(r, page, gen, stLoading, err)
 			return err
 		}
-		var old word
-		var errno uintptr
-		through := alone && p.writesThrough(r, page)
-		if through {
-			old, errno, through = bornWriting(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
-		} else {
-			old, errno = bornDirty(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]))
-		}
+		old, errno, through := bornWhole(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]), alone && p.writesThrough(r, page))
 		if !through {
 			bufs.put(buf)
 		}
@@ -516,26 +509,10 @@ func (r *Region) writeWhole(b []byte, page uint64, alone bool) error {
 
 // fillBuffer copies b, which may be memory of a region, and zeros the rest.
 func (r *Region) fillBuffer(buf *buffer, b []byte) error {
-	src := unsafe.Pointer(unsafe.SliceData(b))
-	dst := unsafe.Pointer(&buf.mem[0])
-	for done := uintptr(0); ; {
-		n := uintptr(len(b)) - done
-		if !sp.trap {
-			copy(buf.mem, b)
-			break
-		}
-		left, addr := coro.CopyOut(unsafe.Add(dst, done), unsafe.Add(src, done), n)
-		if left == 0 {
-			break
-		}
-		done += n - left
-		o := regionAt(addr)
-		if o == nil {
-			return ErrClosed
-		}
-		if err := o.needAddr(addr); err != nil {
-			return err
-		}
+	if !sp.trap {
+		copy(buf.mem, b)
+	} else if err := copyAcross(buf.mem, b, touchRead); err != nil {
+		return err
 	}
 	clear(buf.mem[len(b) : 1<<r.shift])
 	return nil

@@ -40,15 +40,21 @@ const writeWindow = 2048
 const feedStep = 64
 
 // enoughInFlight says whether as much is on its way to the store as is good for it.
-func (p *Pager) enoughInFlight() bool {
-	return p.writingFrames.Load() >= writeWindow || int(p.writingIOs.Load()) >= max(1, p.opt.QueueDepth/2)
+func (p *Pager) enoughInFlight() bool { return p.inFlight(p.opt.QueueDepth / 2) }
+
+// inFlight says whether ios writes, or as many copies as there may be, are.
+func (p *Pager) inFlight(ios int) bool {
+	return p.writingFrames.Load() >= writeWindow || int(p.writingIOs.Load()) >= max(1, ios)
 }
 
 // writeRoom is how many frames more may be in flight, other than for a Sync. It
 // leaves half of what may be dirty, so that the fault server always finds a
 // dirty page that it may write itself.
-func (p *Pager) writeRoom() int64 {
-	if p.enoughInFlight() {
+func (p *Pager) writeRoom() int64 { return p.roomWithin(p.opt.QueueDepth / 2) }
+
+// roomWithin is writeRoom where ios writes may be under way.
+func (p *Pager) roomWithin(ios int) int64 {
+	if p.inFlight(ios) {
 		return 0
 	}
 	return max(1, min(p.pinnable.Load()/2, writeWindow)) - p.writingFrames.Load()

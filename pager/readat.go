@@ -106,16 +106,33 @@ func (r *Region) readVia(b []byte, off int64, page, last uint64) error {
 	if err := r.readPage(buf.mem[:len(b)], off, page, last); err != nil {
 		return err
 	}
-	for done := 0; done < len(b); {
-		left, addr := coro.CopyOut(unsafe.Pointer(&b[done]), unsafe.Pointer(&buf.mem[done]), uintptr(len(b)-done))
-		if done = len(b) - int(left); left == 0 {
-			break
+	return copyAcross(b, buf.mem[:len(b)], touchWrite)
+}
+
+// copyAcross copies src to dst, one of which may be memory of a region: touch makes
+// the page at addr ready where it is not, and is told how many bytes are left from
+// there on.
+func copyAcross(dst, src []byte, touch func(addr uintptr, left int) error) error {
+	to, from, n := unsafe.Pointer(unsafe.SliceData(dst)), unsafe.Pointer(unsafe.SliceData(src)), uintptr(len(src))
+	for {
+		left, addr := coro.CopyOut(to, from, n)
+		if left == 0 {
+			return nil
 		}
-		if err := touchWrite(addr, int(left)); err != nil {
+		if err := touch(addr, int(left)); err != nil {
 			return err
 		}
+		to, from, n = unsafe.Add(to, n-left), unsafe.Add(from, n-left), left
 	}
-	return nil
+}
+
+// touchRead is touchWrite for a page that is read.
+func touchRead(addr uintptr, _ int) error {
+	r := regionAt(addr)
+	if r == nil {
+		return ErrClosed
+	}
+	return r.needAddr(addr)
 }
 
 // readPinned copies from a page while it is pinned.

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"unsafe"
 
-	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/journal"
 )
@@ -212,22 +211,17 @@ func (g *gathering) claim() (next int, none bool) {
 // copy protects and copies what was claimed, as far as it is still dirty, to
 // where it belongs in w.
 func (g *gathering) copy() {
-	d, at := g.r.d, len(g.w.pages)
+	at := len(g.w.pages)
 	for i := range g.n {
 		g.runs[i].dst = unsafe.Pointer(&g.w.buf.mem[at<<g.r.shift])
 		at += g.runs[i].n
 	}
-	held := coro.Unstopped()
-	together := g.n > 1 && copyOutSpan(d, &g.runs[0], g.n)
-	coro.Stoppable(held)
-	if together {
+	if g.n > 1 && g.r.copyOutSpan(g.runs[:g.n]) {
 		return
 	}
 	for i := range g.n {
 		run := &g.runs[i]
-		held := coro.Unstopped()
-		run.took = copyOut(d, run.first, run.n, run.dst)
-		coro.Stoppable(held)
+		run.took = g.r.copyOut(run.first, run.n, run.dst)
 	}
 }
 

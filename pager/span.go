@@ -5,6 +5,7 @@ package pager
 import (
 	"unsafe"
 
+	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 )
 
@@ -110,6 +111,14 @@ func copyOutSpan(d *desc, runs *outRun, n int) bool {
 		}
 	}
 	return true
+}
+
+// copyOutSpan is copyOutSpan for goroutines.
+func (r *Region) copyOutSpan(runs []outRun) bool {
+	held := coro.Unstopped()
+	done := copyOutSpan(r.d, &runs[0], len(runs))
+	coro.Stoppable(held)
+	return done
 }
 
 //go:nosplit

@@ -219,7 +219,7 @@ func TestWritablePagesWaitForTheSpan(t *testing.T) {
 				waits = stateOf(r, c.page) == c.in
 			}
 		}
-		for range 1000 {
+		for range 100 {
 			unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 		}
 		if got := stateOf(r, c.page); got != c.in {

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/aio"
 )
 
@@ -263,9 +262,7 @@ func (r *Region) endWrites(first, n uint64, err error) (clean, free int64, ready
 	defer ws.mu.Unlock()
 	told := false
 	for page := first; page < first+n; page++ {
-		held := coro.Unstopped()
-		isClean, isFree := endWrite(r.d, page, err == nil)
-		coro.Stoppable(held)
+		isClean, isFree := r.endWrite(page, err == nil)
 		if isClean {
 			clean++
 		}

@@ -6,8 +6,6 @@ import (
 	"runtime"
 	"time"
 	"unsafe"
-
-	"github.com/uffdpager/uffdpager/coro"
 )
 
 // Writing through
@@ -45,12 +43,7 @@ func (p *Pager) writesThrough(r *Region, page uint64) bool {
 // throughRoom is writeRoom for what is written through: a quarter of the queue
 // more, so that what others have started (who makes room, eviction) does not keep
 // the next page from it, which would then have to be written by them.
-func (p *Pager) throughRoom() int64 {
-	if int(p.writingIOs.Load()) >= max(1, p.opt.QueueDepth*3/4) {
-		return 0
-	}
-	return min(p.pinnable.Load()/2, writeWindow) - p.writingFrames.Load()
-}
+func (p *Pager) throughRoom() int64 { return p.roomWithin(p.opt.QueueDepth * 3 / 4) }
 
 // uncleanAt: the page is dirty or being written. Any number will do.
 func (r *Region) uncleanAt(page uint64) bool {
@@ -61,28 +54,21 @@ func (r *Region) uncleanAt(page uint64) bool {
 	return pw != nil && unclean(w)
 }
 
-// bornWriting maps a claimed page from src, protected, in Writing. through is
+// bornWriting maps a page that is Installing protected, in Writing. writing is
 // false if it became Dirty because writes are held (see Discard).
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func bornWriting(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer) (old word, errno uintptr, through bool) {
-	held := coro.Unstopped()
-	if _, ok := advance(pw, gen, stLoading, stInstalling, 0, 0); !ok {
-		coro.Stoppable(held)
-		return 0, errnoTakenOver, false
-	}
+func bornWriting(d *desc, pw *word, page uint64, src unsafe.Pointer) (old word, errno uintptr, writing bool) {
 	if errno = mapPages(d.addr(page), src, d.pageSize(), true); errno != 0 {
-		setState(pw, stInstalling, stLoading, 0, 0)
-		coro.Stoppable(held)
 		return 0, errno, false
 	}
 	d.countDirty()
 	// Who has joined to store to it (flagForStore) makes it writable again: in
 	// Writing that bit would say that it is.
 	old, _ = setState(pw, stInstalling, stCopying, flagWaited|flagForStore, 0)
-	if through = !d.held(page); through { // after the transition, as in copyOut
+	if writing = !d.held(page); writing { // after the transition, as in copyOut
 		setState(pw, stCopying, stWriting, 0, 0)
 	} else {
 		d.markDirty(page)
@@ -90,8 +76,7 @@ func bornWriting(d *desc, pw *word, gen uint32, page uint64, src unsafe.Pointer)
 		protectRange(d.addr(page), d.pageSize(), false)
 		setState(pw, stCopying, stDirty, 0, 0)
 	}
-	coro.Stoppable(held)
-	return old, 0, through
+	return old, 0, writing
 }
 
 // writeThrough starts the write of a page that was born in Writing.

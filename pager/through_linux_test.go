@@ -204,7 +204,7 @@ func TestWhoJoinsAPageWrittenThrough(t *testing.T) {
 	}
 	buf := bufs.get(FrameSize)
 	copy(buf.mem, stampPage(100))
-	if _, errno, through := bornWriting(r.d, pw, gen, 100, unsafe.Pointer(&buf.mem[0])); errno != 0 || !through {
+	if _, errno, through := bornWhole(r.d, pw, gen, 100, unsafe.Pointer(&buf.mem[0]), true); errno != 0 || !through {
 		t.Fatal(errno, through)
 	}
 	if w := *pw; w&(1<<32-1) != stWriting|pinOne {

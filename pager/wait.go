@@ -246,23 +246,27 @@ const readRetry = 20 * time.Millisecond
 // wait parks the calling goroutine until the op is complete. On a nil error
 // the pages are pinned (if the op pins). The op is recycled in any case.
 func (op *waitOp) wait(ctx context.Context) error {
-	r := op.r
-	var err error
 	if ctx.Done() == nil {
 		<-op.ch
-	} else {
-		select {
-		case <-op.ch:
-		case <-ctx.Done():
-			if op.state.CompareAndSwap(opActive, opAbandoned) {
-				r.p.leaveLine(op, ctx.Err())
-				return ctx.Err()
-			}
-			<-op.ch
-		}
+		return op.end()
 	}
+	select {
+	case <-op.ch:
+	case <-ctx.Done():
+		if op.state.CompareAndSwap(opActive, opAbandoned) {
+			op.r.p.leaveLine(op, ctx.Err())
+			return ctx.Err()
+		}
+		<-op.ch
+	}
+	return op.end()
+}
+
+// end is what is left to do for an owner who has been told: it recycles the op,
+// leaves the region, and returns how it ended.
+func (op *waitOp) end() error {
+	r, err := op.r, op.err
 	readied.runnable.Add(-1)
-	err = op.err
 	op.free()
 	r.leave()
 	return err

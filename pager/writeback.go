@@ -128,6 +128,14 @@ func copyOut(d *desc, first uint64, n int, dst unsafe.Pointer) (took int) {
 	return k
 }
 
+// copyOut is copyOut for goroutines.
+func (r *Region) copyOut(first uint64, n int, dst unsafe.Pointer) (took int) {
+	held := coro.Unstopped()
+	took = copyOut(r.d, first, n, dst)
+	coro.Stoppable(held)
+	return took
+}
+
 //go:nosplit
 //go:norace
 //go:nocheckptr
@@ -185,6 +193,14 @@ func endWrite(d *desc, page uint64, ok bool) (clean, free bool) {
 			}
 		}
 	}
+}
+
+// endWrite is endWrite for goroutines.
+func (r *Region) endWrite(page uint64, ok bool) (clean, free bool) {
+	held := coro.Unstopped()
+	clean, free = endWrite(r.d, page, ok)
+	coro.Stoppable(held)
+	return clean, free
 }
 
 // dirtyPage names a page that may be dirty.
@@ -311,10 +327,7 @@ func (p *Pager) writeSpan(r *Region, list []dirtyPage, why writeWhy, b *writeBat
 		to[i] = bufs.get(runs[i].n << r.shift)
 		runs[i].dst = unsafe.Pointer(&to[i].mem[0])
 	}
-	held := coro.Unstopped()
-	done := copyOutSpan(r.d, &runs[0], n)
-	coro.Stoppable(held)
-	if !done {
+	if !r.copyOutSpan(runs[:n]) {
 		for i := range n {
 			bufs.put(to[i])
 		}
@@ -369,9 +382,7 @@ func (p *Pager) writeRun(r *Region, first, n uint64, why writeWhy, b *writeBatch
 	maxPages := max(1, uint64(copyMax)*FrameSize>>r.shift)
 	buf := bufs.get(int(n << r.shift))
 	for took < n {
-		held := coro.Unstopped()
-		k := copyOut(r.d, first+took, int(min(n-took, maxPages)), unsafe.Pointer(&buf.mem[took<<r.shift]))
-		coro.Stoppable(held)
+		k := r.copyOut(first+took, int(min(n-took, maxPages)), unsafe.Pointer(&buf.mem[took<<r.shift]))
 		if k == 0 {
 			break
 		}

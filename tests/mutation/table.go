@@ -306,7 +306,7 @@ var table = []mutation{
 	{
 		name:  "before-write-asked-early",
 		what:  "BeforeWrite is asked before the copy is made, and what is copied may have changed",
-		edits: []edit{{"pager/writeback.go", "\tfor took < n {\n\t\theld := coro.Unstopped()", "\tif r.opt.Writeback.BeforeWrite != nil {\n\t\tbare.Copy(unsafe.Pointer(&buf.mem[0]), bare.Ptr(r.d.addr(first)), uintptr(n<<r.shift))\n\t\tif !r.mayWrite(first, n, buf.mem[:n<<r.shift]) {\n\t\t\tbufs.put(buf)\n\t\t\treturn 0\n\t\t}\n\t}\n\tfor took < n {\n\t\theld := coro.Unstopped()"}, {"pager/writeback.go", "if r.opt.Writeback.BeforeWrite != nil && !r.mayWrite(first, took, buf.mem[:took<<r.shift]) {", "if false {"}},
+		edits: []edit{{"pager/writeback.go", "\tfor took < n {\n\t\tk := r.copyOut(", "\tif r.opt.Writeback.BeforeWrite != nil {\n\t\tbare.Copy(unsafe.Pointer(&buf.mem[0]), bare.Ptr(r.d.addr(first)), uintptr(n<<r.shift))\n\t\tif !r.mayWrite(first, n, buf.mem[:n<<r.shift]) {\n\t\t\tbufs.put(buf)\n\t\t\treturn 0\n\t\t}\n\t}\n\tfor took < n {\n\t\tk := r.copyOut("}, {"pager/writeback.go", "if r.opt.Writeback.BeforeWrite != nil && !r.mayWrite(first, took, buf.mem[:took<<r.shift]) {", "if false {"}},
 		pkg:   "pager", test: "TestBeforeWriteIsShownWhatIsWritten", quick: true,
 	},
 	{
@@ -342,7 +342,7 @@ var table = []mutation{
 	{
 		name:  "through-while-held",
 		what:  "a page is written through while the store is being cut there",
-		edits: []edit{{"pager/through.go", "if through = !d.held(page); through {", "if through = true; through {"}},
+		edits: []edit{{"pager/through.go", "if writing = !d.held(page); writing {", "if writing = true; writing {"}},
 		pkg:   "pager", test: "TestHeldPagesAreNotWrittenThrough", quick: true,
 	},
 	{
