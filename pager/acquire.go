@@ -238,6 +238,7 @@ func (r *Region) pinPages(ctx context.Context, pr pageRange, store bool) error {
 	}
 	op := newOp(r)
 	op.pin, op.store = true, store && r.fpp == 1
+	op.alone = ctx.Done() == nil
 	op.one[0] = pr
 	op.ranges = op.one[:]
 	if err := r.p.begin(op); err != nil {
@@ -340,6 +341,7 @@ func (p *Pager) begin(op *waitOp) error {
 		op.saved = 0
 		p.start(op)
 	} else {
+		op.alone = false // somebody else starts it, and it waits meanwhile
 		p.enqueue(op)
 	}
 	return nil
@@ -380,6 +382,12 @@ func (p *Pager) start(op *waitOp) {
 		r.active.Add(1)
 	}
 	loads := len(b.loads) > 0
+	if op.alone {
+		op.alone = len(b.loads) == 1 && b.misses() && p.alone.take(p)
+		if op.alone {
+			b.loads[0].alone = true
+		}
+	}
 	if loads {
 		p.submit(b)
 	} else {

@@ -48,6 +48,7 @@ type load struct {
 	buf    *buffer
 	tries  uint32 // that were repeated, see retry.go
 	seat   uint64 // where the rescuer finds it, 0: nowhere
+	alone  bool   // it rings the Bell, see alone.go
 }
 
 var loadPool = sync.Pool{New: func() any { return new(load) }}
@@ -156,6 +157,9 @@ func (p *Pager) ready(l *load, b *batch) {
 	n := len(l.gens) << l.r.shift
 	l.buf = bufs.get(n)
 	l.op = aio.Op{Code: aio.Read, Off: l.at, Buf: l.buf.mem[:n], Later: l.kind == ahead, Done: loadDone, Arg: l}
+	if l.alone {
+		l.op.Bell = p.alone.bell
+	}
 	b.ops = append(b.ops, &l.op)
 }
 
@@ -272,6 +276,9 @@ func loadDone(op *aio.Op) {
 // finish ends a load: its pages become resident, or their waiters get err.
 func (p *Pager) finish(l *load, err error) {
 	r := l.r
+	if l.alone {
+		p.alone.done()
+	}
 	if l.from == fromSide && r.moved(l) {
 		p.readAnew(l)
 		return

@@ -40,7 +40,7 @@ func (l *loan) take(buf *buffer, off int) {
 // waitLoan is wait without a context, and returns the buffer that the page can
 // be copied from, if there is one; then the caller puts it back.
 func (op *waitOp) waitLoan() (buf *buffer, off int, err error) {
-	<-op.ch
+	op.hear()
 	buf, off = op.loan.buf, op.loan.off
 	return buf, off, op.end()
 }

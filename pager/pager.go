@@ -29,6 +29,7 @@ type Pager struct {
 	gather  gatherer     // the engine, for reads
 	letRest atomic.Int32 // see letRun
 	onSpot  onSpot       // the engine, for who waits for his own I/O
+	alone   alone        // who waits for the only read
 
 	budgetMu    sync.Mutex
 	budget      atomic.Int64 // frames
@@ -211,6 +212,7 @@ func (p *Pager) Close() error {
 	p.rescueNoMore()
 	errs = append(errs, p.onSpot.close(), p.engine.Close())
 	p.wg.Wait()
+	p.alone.close()
 	errs = append(errs, p.wakeFile.Close())
 	p.closeE = errors.Join(errs...)
 	close(p.done)

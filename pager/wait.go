@@ -68,6 +68,7 @@ type waitOp struct {
 	got   []pageRange // pinned so far; what to give back on failure
 	begun time.Time
 	loan  loan
+	alone bool // it may have, and then has, the place of who waits alone
 
 	// Who is told. Exactly one is set.
 	ch     chan struct{} // a goroutine: capacity 1, kept for reuse
@@ -212,7 +213,11 @@ func (op *waitOp) complete() {
 	if op.state.CompareAndSwap(opActive, opDone) {
 		readied.n.Add(1)
 		readied.runnable.Add(1)
+		p, alone := op.r.p, op.alone
 		op.ch <- struct{}{}
+		if alone {
+			p.alone.bell.Ring()
+		}
 		return
 	}
 	// Abandoned: the owner returned because its context ended.
@@ -247,7 +252,7 @@ const readRetry = 20 * time.Millisecond
 // the pages are pinned (if the op pins). The op is recycled in any case.
 func (op *waitOp) wait(ctx context.Context) error {
 	if ctx.Done() == nil {
-		<-op.ch
+		op.hear()
 		return op.end()
 	}
 	select {
@@ -260,6 +265,15 @@ func (op *waitOp) wait(ctx context.Context) error {
 		<-op.ch
 	}
 	return op.end()
+}
+
+// hear parks the calling goroutine until the op is complete.
+func (op *waitOp) hear() {
+	if op.alone {
+		op.r.p.waitAlone(op)
+	} else {
+		<-op.ch
+	}
 }
 
 // end is what is left to do for an owner who has been told: it recycles the op,

@@ -104,6 +104,10 @@ type Op struct {
 	// of all others before its own, also of those that have finished meanwhile.
 	Later bool
 
+	// Bell, if not nil, is told when the transfer has made progress, instead of
+	// Wait. Only LinuxAIO looks at it, and not for what it does by other means.
+	Bell *Bell
+
 	// Done is called exactly once, when the transfer is whole, has met the end
 	// of the file (a short N with a nil Err), or has failed. The engines of
 	// this package run it on a goroutine that is inside Reap or Close, or

@@ -114,6 +114,9 @@ func (k *kaio) prepare(slot int32, op *Op) {
 		flags: k.flags,
 		resfd: k.resfd,
 	}
+	if op.Bell != nil {
+		cb.resfd = uint32(op.Bell.wake.fd)
+	}
 	switch op.Code {
 	case Flush:
 		cb.opcode = iocbFDSync
