@@ -352,6 +352,7 @@ func rescueParked(addr uintptr) (loaded int) {
 			d.words.giveFrames(d.framesPerPage())
 		} else if fillVia(d, pw, page, gen, noticeLoaded) == 0 {
 			bare.Add64(&d.words.rescued, 1)
+			d.words.wake() // frames are not short, nor does anybody wait: else the policy would not hear of it
 			loaded = 1
 		}
 	}

@@ -405,6 +405,11 @@ func TestRescueOfParked(t *testing.T) {
 	if n, _ := r.Residency(7*FrameSize, FrameSize); n != FrameSize {
 		t.Fatal("the page did not come")
 	}
+	eventually(t, "the policy hears of it", func() bool {
+		p.evictMu.Lock()
+		defer p.evictMu.Unlock()
+		return r.domain.policy.Len() == 1
+	})
 	rescueParked(addr(r, 7))
 	if st := p.Stats(); st.Rescued != 1 || st.Misses != 1 || st.Reads != 1 || st.Resident != FrameSize || s.Counts().Reads != 0 {
 		t.Errorf("%d rescued, %d misses, %d reads, %d bytes resident; the store was asked %d times", st.Rescued, st.Misses, st.Reads, st.Resident, s.Counts().Reads)

@@ -171,11 +171,13 @@ func TestTenThousandWaitersOnFewThreads(t *testing.T) {
 			if n := fixture.Threads(t); n >= 20 {
 				t.Errorf("%d threads for %d waiters", n, waiters)
 			}
-			// On a busy machine the rescuer, which no Hold holds, has read some.
+			// On a busy machine the rescuer, which no Hold holds, has read some: with
+			// the other processor's work, and the parker waiting for its turn
+			// among thousands that begin, more than half.
 			switch n := p.Stats().Rescued; {
 			case done.Load() > n:
 				t.Errorf("%d waiters did not wait, and only %d pages were rescued", done.Load(), n)
-			case n > waiters/2:
+			case n > waiters*9/10:
 				t.Errorf("%d of %d waiters did not wait, for their pages were rescued", n, waiters)
 			}
 			runtime.GC() // with all of them waiting
