@@ -358,6 +358,18 @@ var table = []mutation{
 		pkg:   "pager", test: "TestWaitersOfAPageThatLeftAreToldByTheNext", quick: true,
 	},
 	{
+		name:  "told-and-not-rung",
+		what:  "who waits at the Bell does not hear that somebody else has settled his page",
+		edits: []edit{{"pager/wait.go", "\t\tif alone {\n", "\t\tif alone && p == nil {\n"}},
+		pkg:   "pager", test: "TestCloseBeforeTheBell", quick: true,
+	},
+	{
+		name:  "nobody-at-the-bell",
+		what:  "who is told before his read has ended leaves its completion to nobody",
+		edits: []edit{{"pager/alone.go", "go p.watchBell()", "p.wg.Done()"}},
+		pkg:   "pager", test: "TestTakenOverBeforeTheBell", quick: true,
+	},
+	{
 		name: "never-by-way-of-a-buffer",
 		what: "a ReadAt into memory of a region wants all its pages at the same time",
 		edits: []edit{
