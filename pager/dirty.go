@@ -43,9 +43,8 @@ type writeState struct {
 	unprotected time.Time    // since when the kernel has not protected what Syncs wait for; zero: it does
 	resizing    sync.Mutex   // one Resize or Discard at a time
 
-	unflushed atomic.Bool // something was written since the last flush
-	side      store.Store // see where.go; nil: none
-	owner     bool        // the store is in mapped
+	side  store.Store // see where.go; nil: none
+	owner bool        // the store is in mapped
 }
 
 // mapped holds the stores of all open regions: a region owns its store, so one

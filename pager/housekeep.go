@@ -175,7 +175,6 @@ func (p *Pager) notice(v uint64) {
 	case noticeFailed:
 		p.settleFailed(r, page)
 	case noticeWritten:
-		r.write.unflushed.Store(true)
 		p.stats.writes.Add(1)
 		p.stats.writebacks.Add(1)
 		p.stats.writtenBytes.Add(1 << r.shift)

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/pager/writeback"
 )
 
 // refuseToProtect makes the kernel refuse so many times to write-protect pages.
@@ -165,5 +169,40 @@ func TestSyncOfPagesThatAreHeld(t *testing.T) {
 	}
 	if k, _ := r.store.Kernel(); k.Mem[7*FrameSize] != 107 {
 		t.Errorf("the store has %d", k.Mem[7*FrameSize])
+	}
+}
+
+// A fault server has written the last dirty page, and the housekeeper has not heard
+// of it yet: Close flushes all the same.
+func TestCloseFlushesWhatServersWrote(t *testing.T) {
+	s := store.NewFaulty(store.NewMemory(16*FrameSize), store.FaultyOptions{Kernel: true})
+	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, s, RegionOptions{Writeback: Writeback{Age: -1}})
+	defer p.Close()
+	if r.Raw() != nil {
+		t.Skip("only what a fault server writes: ", r.Raw())
+	}
+	// The housekeeper is in a hook of another region.
+	busy, on := make(chan struct{}), make(chan struct{})
+	defer close(on)
+	var once sync.Once
+	other, err := p.Map(store.NewMemory(FrameSize), RegionOptions{Writeback: Writeback{
+		Policy: writeback.Func(func(writeback.Event, *writeback.Plan) {
+			once.Do(func() { close(busy); <-on })
+		}),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, other, 0, 1)
+	<-busy
+	fill(t, r, 3, 7)
+	if e := cleanPage(r.d, 3); e != 0 || stateOf(r, 3) != stResident {
+		t.Fatalf("not written: %v, state %#x", unix.Errno(e), stateOf(r, 3))
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := s.Counts().Flushes; n == 0 {
+		t.Error("closed, and what was written is not flushed")
 	}
 }

@@ -56,7 +56,7 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 			if err := r.store.Truncate(size); err != nil {
 				return r.fault("resize", uint64(old)>>r.shift, err)
 			}
-			r.write.unflushed.Store(true)
+			atomic.StoreUint32(&r.d.unflushed, 1)
 		}
 		atomic.StoreUint64(&r.d.length, uint64(size))
 		return nil
@@ -97,7 +97,7 @@ func (r *Region) Resize(ctx context.Context, size int64) error {
 		if err := r.store.Truncate(size); err != nil {
 			return r.fault("resize", uint64(size)>>r.shift, err)
 		}
-		r.write.unflushed.Store(true)
+		atomic.StoreUint32(&r.d.unflushed, 1)
 	}
 	return nil
 }
@@ -350,7 +350,7 @@ func (r *Region) discardPages(ctx context.Context, pr pageRange) (err error) {
 	if err := r.store.Discard(off, n); err != nil {
 		return r.fault("discard", pr.first, err)
 	}
-	r.write.unflushed.Store(true) // a hole must be flushed like a write
+	atomic.StoreUint32(&r.d.unflushed, 1) // a hole must be flushed like a write
 	return r.dropPages(ctx, pr)
 }
 

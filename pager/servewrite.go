@@ -199,6 +199,7 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 		spoilSlot(d, page, slot)
 	case errno == 0:
 		d.written(page, end)
+		bare.Store32(&d.unflushed, 1) // before the page is clean: Close may look then
 	case room:
 		d.losePlace(page)
 	}

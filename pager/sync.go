@@ -402,7 +402,7 @@ func (s *SyncOp) pageDone() {
 		s.finish()
 		return
 	}
-	s.r.write.unflushed.Store(false)
+	atomic.StoreUint32(&s.r.d.unflushed, 0)
 	s.flushO = aio.Op{Code: aio.Flush, Done: flushDone, Arg: s}
 	s.r.p.stats.flushes.Add(1)
 	ops := [1]*aio.Op{&s.flushO}
@@ -451,7 +451,7 @@ func (r *Region) syncForClose() error {
 	if r.atomic != nil {
 		return nil // what is not committed is dropped
 	}
-	if r.opt.ReadOnly || r.opt.Private || load64(&r.d.dirty) == 0 && r.write.inflight.Load() == 0 && !r.write.unflushed.Load() {
+	if r.opt.ReadOnly || r.opt.Private || load64(&r.d.dirty) == 0 && r.write.inflight.Load() == 0 && atomic.LoadUint32(&r.d.unflushed) == 0 {
 		r.write.mu.Lock()
 		defer r.write.mu.Unlock()
 		if !r.opt.ReadOnly && !r.opt.Private {

@@ -90,7 +90,7 @@ type desc struct {
 	retryPause    int64 // ns
 	retryPauseMax int64
 	retryTimes    uint32
-	_             uint32
+	unflushed     uint32 // something was written to the store since the last flush
 
 	// The side store, if the region has one; see where.go.
 	sideMap  unsafe.Pointer // *[pages]uint32, nil: none

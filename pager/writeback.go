@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -477,7 +478,7 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 	writePool.Put(w)
 	if err == nil {
 		p.stats.writebacks.Add(int64(n))
-		r.write.unflushed.Store(true)
+		atomic.StoreUint32(&r.d.unflushed, 1)
 		for i := range uint64(n) {
 			r.d.written(first+i, uint64(r.Len()))
 		}

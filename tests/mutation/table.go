@@ -83,6 +83,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestBornAmongOthers", quick: true,
 	},
 	{
+		name:  "served-writes-not-flushed",
+		what:  "Close does not flush what a fault server has written just before",
+		edits: []edit{{"pager/servewrite.go", "bare.Store32(&d.unflushed, 1)", "bare.Store32(&d.unflushed, 0)"}},
+		pkg:   "pager", test: "TestCloseFlushesWhatServersWrote", quick: true,
+	},
+	{
 		name:  "large-page-born-open",
 		what:  "the frames of a large page that is written whole can be stored to before all of them are there",
 		edits: []edit{{"pager/born.go", "mapPages(d.addr(page), src, d.pageSize(), large)", "mapPages(d.addr(page), src, d.pageSize(), false)"}},
