@@ -129,7 +129,7 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 		limit = journal.DefaultLimit(max(s.Size(), o.MaxSize))
 	}
 	j, err = journal.Open(ctx, js, p.engine, journal.Options{
-		PageSize: pageSize, Identity: id, Limit: limit, ReadOnly: readOnly, Adopt: jo.Adopt, Salvage: jo.Salvage,
+		PageSize: pageSize, Identity: id, Limit: limit, ReadOnly: readOnly, Adopt: jo.Adopt, Salvage: jo.Salvage, Reaped: true,
 	})
 	if o.Durability != Atomic && byChance(err, jo) {
 		return nil, "", nil

@@ -101,9 +101,9 @@ func TestSyncOfPagesThatOthersGiveUp(t *testing.T) {
 	s := startSync(t, r)
 	gone := make(chan uint64)
 	go func() {
-		b := writeBatchPool.Get().(*writeBatch)
+		b := newWriteBatch(p.engine)
 		took := p.writeRun(r, 7, 1, writeNeed, b)
-		b.start(p)
+		b.start()
 		gone <- took
 	}()
 	for !entered.Load() {

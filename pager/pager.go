@@ -30,6 +30,7 @@ type Pager struct {
 	letRest atomic.Int32 // see letRun
 	onSpot  onSpot       // the engine, for who waits for his own I/O
 	alone   alone        // who waits for the only read
+	solo    solo         // the engine of a Sync by its caller
 
 	budgetMu    sync.Mutex
 	budget      atomic.Int64 // frames
@@ -210,7 +211,7 @@ func (p *Pager) Close() error {
 	close(p.stopWatch)
 	p.rouse()
 	p.rescueNoMore()
-	errs = append(errs, p.onSpot.close(), p.engine.Close())
+	errs = append(errs, p.onSpot.close(), p.solo.close(), p.engine.Close())
 	p.wg.Wait()
 	p.alone.close()
 	errs = append(errs, p.wakeFile.Close())

@@ -329,11 +329,11 @@ func TestScatteredPagesAreOneSpan(t *testing.T) {
 		p, r := spanRegion(t, 64*c.every+8, dirty...)
 		list := p.collectDirty(nil, r.d, 0)
 		slices.SortFunc(list, byPage)
-		b := writeBatchPool.Get().(*writeBatch)
+		b := newWriteBatch(p.engine)
 		before := atomic.LoadUint64(&r.d.span)
 		used, started := p.writeSpan(r, list, writeSync, b)
-		b.start(p)
-		writeBatchPool.Put(b)
+		b.start()
+		b.free()
 		spans := (atomic.LoadUint64(&r.d.span) - before) / spanOne
 		if used != c.in || started != c.in || spans != uint64(min(c.in, 1)) {
 			t.Errorf("every %d: %d pages of the list, %d written, %d spans; want %d", c.every, used, started, spans, c.in)

@@ -19,7 +19,10 @@ import (
 // starts the writes that are not under way, waits for all of them page by
 // page, and then flushes the store once. A page whose write was under way when
 // the op began, and that had been written to again by then, is written a
-// second time. The op is driven by completions: no goroutine waits with it.
+// second time. No goroutine waits with an op.
+//
+// Who waits for an op may do the work himself (solo.go). Otherwise completions
+// drive it.
 //
 // A failed write reaches the ops that wait for the page, and if there is none,
 // the next op; the page stays dirty. A failed flush is kept for ever: what was
@@ -65,16 +68,22 @@ func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 		}
 		return s, err
 	}
-	s, err := r.newSyncOp(efd)
+	s, err := r.rangeOp(off, n, efd)
 	if err != nil {
 		return nil, err
 	}
-	if n > 0 {
+	s.start()
+	return s, nil
+}
+
+// rangeOp is newSyncOp for a range that has been checked.
+func (r *Region) rangeOp(off, n int64, efd int) (*SyncOp, error) {
+	s, err := r.newSyncOp(efd)
+	if err == nil && n > 0 {
 		pr := r.pageRange(off, n)
 		s.first, s.end = pr.first, pr.first+pr.n
 	}
-	s.start()
-	return s, nil
+	return s, err
 }
 
 // newSyncOp makes an op that signals a duplicate of efd (-1: nobody), and enters
@@ -114,10 +123,17 @@ func (r *Region) SyncRange(ctx context.Context, off, n int64) error {
 	if r.atomic != nil {
 		return unsupported("an Atomic region is made durable as a whole: Commit, or Sync")
 	}
-	s, err := r.SyncEventfd(off, n, -1)
+	if r.closing.Load() {
+		return ErrClosed
+	}
+	if err := r.checkRange("sync", off, n); err != nil {
+		return err
+	}
+	s, err := r.rangeOp(off, n, -1)
 	if err != nil {
 		return err
 	}
+	s.run(ctx)
 	return s.Wait(ctx)
 }
 
@@ -157,13 +173,41 @@ func (s *SyncOp) fail(err error) {
 	s.mu.Unlock()
 }
 
-// start begins the writes.
+// start begins the writes. Completions do the rest.
 func (s *SyncOp) start() {
+	if p := s.r.p; s.list() {
+		// As much at a time as is good for the device: a Sync of a large region
+		// must not double its memory, nor must a hundred of small ranges.
+		p.hunger(s)
+		p.feed()
+	}
+	s.pageDone()
+}
+
+// run is start for a caller who is going to wait, and has the work done by him as
+// far as that is possible (solo.go).
+func (s *SyncOp) run(ctx context.Context) {
+	if p := s.r.p; s.list() {
+		if e := p.solo.take(p); e != nil {
+			s.runSolo(ctx, e)
+			return
+		}
+		p.hunger(s)
+		p.feed()
+	}
+	s.pageDone()
+}
+
+// nothing: there is nothing to be made durable.
+func (s *SyncOp) nothing() bool { return s.r.opt.ReadOnly || s.r.opt.Private || s.end == s.first }
+
+// list finds the pages to be written. false: there are none to be started. The
+// op counts as one page more until its caller says pageDone.
+func (s *SyncOp) list() bool {
 	r := s.r
 	s.left.Store(1)
-	if r.opt.ReadOnly || r.opt.Private || s.end == s.first {
-		s.finish()
-		return
+	if s.nothing() {
+		return false
 	}
 	r.write.mu.Lock()
 	if e := r.write.flushErr; e != nil {
@@ -194,16 +238,10 @@ func (s *SyncOp) start() {
 	r.write.mu.Unlock()
 	// A page of the list that somebody else begins to write before we do is
 	// as good: his copy is made after the call. (If he gives up, see leftOver.)
-	if len(list) > 0 {
-		s.mu.Lock()
-		s.todo = list
-		s.mu.Unlock()
-		// As much at a time as is good for the device: a Sync of a large region
-		// must not double its memory, nor must a hundred of small ranges.
-		r.p.hunger(s)
-		r.p.feed()
-	}
-	s.pageDone()
+	s.mu.Lock()
+	s.todo = list
+	s.mu.Unlock()
+	return len(list) > 0
 }
 
 // next takes the pages of the op that are to be written next, most of them at
@@ -233,6 +271,12 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 		}
 		first := group << leafShift
 		for page := max(first, s.first); page < min(first+leafPages, s.end); page++ {
+			// If the leaf has changed hands meanwhile, its words are those of
+			// other pages. Then this group's had all left memory, and what had been
+			// stored to them was in the store.
+			if !mayBeDirty(atomic.LoadUint64(leafWord(leaf, page))) {
+				continue
+			}
 			for turn := 0; ; turn++ {
 				pw, w := d.look(page)
 				st := w & stateMask
@@ -241,7 +285,7 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 					relaxGo(turn)
 					continue
 				}
-				if pw == nil || st < stUnlocking || st > stWriting {
+				if pw == nil || !mayBeDirty(w) {
 					break
 				} else if st == stDirty || st == stWriting {
 					fn(page, w)
@@ -251,6 +295,12 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 			}
 		}
 	}
+}
+
+// mayBeDirty: the page is Dirty or Writing, or about to be.
+func mayBeDirty(w word) bool {
+	st := w & stateMask
+	return st == stInstalling || st >= stUnlocking && st <= stWriting
 }
 
 // endWrites ends the writes of n pages (see endWrite) and returns the number
@@ -391,14 +441,17 @@ func (r *Region) leftOver(page uint64) {
 var errUnprotected = fmt.Errorf("pager: it cannot be write-protected: %w", ErrBudget)
 
 // pageDone lowers the op's count; the last one flushes the store.
-func (s *SyncOp) pageDone() {
+func (s *SyncOp) pageDone() { s.partDone(s.r.p.engine) }
+
+// partDone is pageDone with a flush through e.
+func (s *SyncOp) partDone(e aio.Engine) {
 	if s.left.Add(-1) != 0 {
 		return
 	}
 	s.mu.Lock()
 	failed := s.err
 	s.mu.Unlock()
-	if failed != nil {
+	if failed != nil || s.nothing() {
 		s.finish()
 		return
 	}
@@ -408,7 +461,7 @@ func (s *SyncOp) pageDone() {
 	ops := [1]*aio.Op{&s.flushO}
 	s.track = tracked{kind: WedgedFlush, r: s.r, n: s.r.Len()}
 	s.r.p.tracks.add(&s.track)
-	s.r.store.Start(s.r.p.engine, ops[:])
+	s.r.store.Start(e, ops[:])
 }
 
 func flushDone(op *aio.Op) {
@@ -466,7 +519,7 @@ func (r *Region) syncForClose() error {
 	}
 	r.active.Add(1)
 	s := &SyncOp{r: r, done: make(chan struct{}), begun: time.Now(), end: r.pageCount()}
-	s.start()
+	s.run(context.Background())
 	if r.opt.Writeback.BeforeWrite != nil {
 		return r.waitAsking(s)
 	}

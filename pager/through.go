@@ -81,10 +81,10 @@ func bornWriting(d *desc, pw *word, page uint64, src unsafe.Pointer) (old word, 
 
 // writeThrough starts the write of a page that was born in Writing.
 func (p *Pager) writeThrough(r *Region, page uint64, buf *buffer) {
-	b := writeBatchPool.Get().(*writeBatch)
+	b := newWriteBatch(p.engine)
 	p.write(r, page, 1, buf, writeNeed, b)
-	b.start(p)
-	writeBatchPool.Put(b)
+	b.start()
+	b.free()
 	p.reapSome(8)
 	if p.throughs.Add(1)%throughYield == 0 {
 		runtime.Gosched()

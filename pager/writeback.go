@@ -210,9 +210,10 @@ type dirtyPage struct {
 	page uint64
 }
 
-// writeBatch is writes that are about to be started: those of one region go to
-// the store together, and the device is told once.
+// writeBatch is writes that are about to be started through e: those of one
+// region go to the store together, and the device is told once.
 type writeBatch struct {
+	e   aio.Engine
 	st  store.Store
 	ops []*aio.Op
 }
@@ -222,17 +223,28 @@ const writeBatchMax = 32
 
 var writeBatchPool = sync.Pool{New: func() any { return &writeBatch{ops: make([]*aio.Op, 0, writeBatchMax)} }}
 
+func newWriteBatch(e aio.Engine) *writeBatch {
+	b := writeBatchPool.Get().(*writeBatch)
+	b.e = e
+	return b
+}
+
+func (b *writeBatch) free() {
+	b.e = nil
+	writeBatchPool.Put(b)
+}
+
 func (b *writeBatch) add(w *writeIO) {
 	if len(b.ops) == writeBatchMax || len(b.ops) > 0 && b.st != w.st {
-		b.start(w.r.p)
+		b.start()
 	}
 	b.st, b.ops = w.st, append(b.ops, &w.op)
 }
 
 // start hands the batch over. The region has been entered.
-func (b *writeBatch) start(p *Pager) {
+func (b *writeBatch) start() {
 	if len(b.ops) > 0 {
-		b.st.Start(p.engine, b.ops)
+		b.st.Start(b.e, b.ops)
 		clear(b.ops)
 		b.st, b.ops = nil, b.ops[:0]
 	}
@@ -242,14 +254,19 @@ func (b *writeBatch) start(p *Pager) {
 // together with its neighbours in the list, and returns how many it started. But
 // for writeSync it ends when enough is in flight.
 func (p *Pager) writeBack(list []dirtyPage, why writeWhy) (started int) {
+	return p.writeBackTo(p.engine, list, why)
+}
+
+// writeBackTo is writeBack through an engine of the caller's.
+func (p *Pager) writeBackTo(e aio.Engine, list []dirtyPage, why writeWhy) (started int) {
 	slices.SortFunc(list, func(a, b dirtyPage) int {
 		if a.d != b.d {
 			return cmp.Compare(a.d.index, b.d.index)
 		}
 		return cmp.Compare(a.page, b.page)
 	})
-	b := writeBatchPool.Get().(*writeBatch)
-	defer writeBatchPool.Put(b)
+	b := newWriteBatch(e)
+	defer b.free()
 	for len(list) > 0 {
 		d := list[0].d
 		k := 1
@@ -287,7 +304,7 @@ func (p *Pager) writePages(r *Region, list []dirtyPage, why writeWhy, b *writeBa
 		started += took
 		i += max(1, took) // 0: it is not dirty (any more)
 	}
-	b.start(p)
+	b.start()
 	return started
 }
 

@@ -3,8 +3,10 @@ package uffd
 import (
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,6 +71,59 @@ func BenchmarkProtectScattered(b *testing.B) {
 				})
 			}
 		}
+	}
+}
+
+// BenchmarkProtectBySeveral takes the write permission from one page in 100 of
+// 256 MiB, eleven with a call, by so many threads, each in a part of its own.
+// ns/page is by the clock and cpu-ns/page the processor time of all threads, for
+// each of the 655.
+func BenchmarkProtectBySeveral(b *testing.B) {
+	const gap, together, pages = 100, 11, 1 << 16
+	u := open(b, APIWriteProtect)
+	base, src := region(b, u, pages), memory(b, 1024)
+	fill(src, 1024, 1)
+	for i := uintptr(0); i < pages; i += 1024 {
+		_, errno := RawCopy(u.Fd(), base+i*pageSize, src, 1024*pageSize, CopyWP)
+		mustErrno(b, errno)
+	}
+	for _, threads := range []int{1, 2} {
+		b.Run(fmt.Sprintf("threads=%d", threads), func(b *testing.B) {
+			if threads > runtime.NumCPU() {
+				b.Skip("not so many cores")
+			}
+			var spent, wall time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				for i := uintptr(0); i < pages; i += gap {
+					mustErrno(b, RawWriteProtect(u.Fd(), base+i*pageSize, pageSize, 0))
+					*at(base + i*pageSize) = 2
+				}
+				b.StartTimer()
+				began := time.Now()
+				var cpu atomic.Int64
+				var wg sync.WaitGroup
+				for k := range uintptr(threads) {
+					wg.Go(func() {
+						runtime.LockOSThread()
+						defer runtime.UnlockOSThread()
+						before := threadCPU()
+						part := pages / uintptr(threads)
+						for i := (k*part + gap - 1) / gap * gap; i < (k+1)*part; i += together * gap {
+							n := min(((together-1)*gap + 1), (k+1)*part-i)
+							mustErrno(b, RawWriteProtect(u.Fd(), base+i*pageSize, n*pageSize, ProtectWP))
+						}
+						cpu.Add(threadCPU() - before)
+					})
+				}
+				wg.Wait()
+				wall += time.Since(began)
+				spent += time.Duration(cpu.Load())
+			}
+			const dirty = (pages + gap - 1) / gap
+			b.ReportMetric(float64(wall)/float64(b.N)/dirty, "ns/page")
+			b.ReportMetric(float64(spent)/float64(b.N)/dirty, "cpu-ns/page")
+		})
 	}
 }
 

@@ -176,6 +176,13 @@ type Options struct {
 	// somebody waited for and is about to run that of one which is Later. It may
 	// let others run, but not wait.
 	Between func()
+
+	// Solo says that one goroutine has the engine to itself, and waits only for
+	// what it has submitted: Wait then waits in its thread. A completion wakes
+	// that thread and no other, where Go's poller would have one more thread
+	// look, on another core. The P is free for others meanwhile, as in every
+	// system call. (Threads has no use for it.)
+	Solo bool
 }
 
 // MaxDepth is the largest Options.Depth: what an io_uring can hold.

@@ -28,6 +28,8 @@ var engines = []struct {
 		return e, err
 	}},
 	{"io_uring", func(d int) (Engine, error) { return Open(Options{Kind: IOURing, Depth: d}) }},
+	{"aio-solo", func(d int) (Engine, error) { return Open(Options{Kind: LinuxAIO, Depth: d, Solo: true}) }},
+	{"io_uring-solo", func(d int) (Engine, error) { return Open(Options{Kind: IOURing, Depth: d, Solo: true}) }},
 	{"threads", func(d int) (Engine, error) { return Open(Options{Kind: Threads, Depth: d}) }},
 }
 

@@ -45,16 +45,16 @@ func Open(o Options) (Engine, error) {
 		e.back = newThreads(depth, depth, w.kick)
 		return e, nil
 	}
-	w, err := newEventWaker()
+	w, fd, err := newWaker(o.Solo)
 	if err != nil {
 		return nil, fmt.Errorf("aio: %w", err)
 	}
 	e := newEngine(o.Kind, depth, w)
 	e.between = o.Between
 	if o.Kind == IOURing {
-		err = e.openIOURing(w.fd)
+		err = e.openIOURing(fd)
 	} else {
-		err = e.openLinuxAIO(w.fd)
+		err = e.openLinuxAIO(fd)
 	}
 	if err != nil {
 		w.close()

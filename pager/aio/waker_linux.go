@@ -19,6 +19,22 @@ type waker interface {
 	close()
 }
 
+// newWaker is a waker, and the eventfd that the kernel is to signal.
+func newWaker(alone bool) (waker, int, error) {
+	if alone {
+		w, err := newThreadWaker()
+		if err != nil {
+			return nil, -1, err
+		}
+		return w, w.fd, nil
+	}
+	w, err := newEventWaker()
+	if err != nil {
+		return nil, -1, err
+	}
+	return w, w.fd, nil
+}
+
 // eventWaker waits in Go's netpoller on an eventfd, which the kernel signals
 // with every completion.
 type eventWaker struct {
@@ -75,6 +91,41 @@ func (w *eventWaker) kick() {
 }
 
 func (w *eventWaker) close() { w.file.Close() }
+
+// threadWaker waits on an eventfd in the thread of the caller.
+type threadWaker struct {
+	fd      int // blocking
+	waiting atomic.Bool
+	count   [8]byte // the waiter's
+}
+
+func newThreadWaker() (*threadWaker, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	return &threadWaker{fd: fd}, nil
+}
+
+// wait reads the counter, which makes it zero, and then looks: what was signalled
+// before the read is seen, and what is signalled later ends the next one.
+func (w *threadWaker) wait(ok func() bool) {
+	w.waiting.Store(true)
+	for !ok() {
+		if _, err := unix.Read(w.fd, w.count[:]); err != nil && err != unix.EINTR {
+			panic("aio: read of an eventfd: " + err.Error()) // it is ours, and open
+		}
+	}
+	w.waiting.Store(false)
+}
+
+func (w *threadWaker) kick() {
+	if w.waiting.Load() {
+		unix.Write(w.fd, one[:])
+	}
+}
+
+func (w *threadWaker) close() { unix.Close(w.fd) }
 
 // chanWaker waits on a channel: for the engine without a kernel ring, whose
 // completions come from goroutines.

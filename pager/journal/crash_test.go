@@ -180,7 +180,7 @@ func (d *driver) commit(fails bool) {
 		for p, e := range d.spilled {
 			v.Pages[p] = Image{e.Slot, e.CRC, page}
 		}
-		d.must(d.j.place(background, medium{d.data, nil}, v))
+		d.must(d.j.place(background, medium{s: d.data}, v))
 	}
 	if d.must(d.j.run(r.Ops)); fails {
 		d.j.Abandoned(r)
@@ -232,9 +232,9 @@ func (d *driver) checkpoint() {
 			d.must(d.data.Truncate(n))
 		}
 	}
-	d.must(d.j.place(background, medium{d.data, nil}, v))
+	d.must(d.j.place(background, medium{s: d.data}, v))
 	if d.fault != dataNotFlushed {
-		d.must(medium{d.data, nil}.flush())
+		d.must(medium{s: d.data}.flush())
 	}
 	h, err := d.j.Header(seq)
 	d.must(err)

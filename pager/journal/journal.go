@@ -64,7 +64,7 @@ func Open(ctx context.Context, s store.Store, e aio.Engine, o Options) (*Journal
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	j := &Journal{medium: medium{s, e}, opt: o, page: int64(o.PageSize), readOnly: o.ReadOnly, layout: l}
+	j := &Journal{medium: medium{s, e, o.Reaped}, opt: o, page: int64(o.PageSize), readOnly: o.ReadOnly, layout: l}
 	if err := j.open(ctx); err != nil {
 		j.free()
 		return nil, errors.Join(err, s.Close())

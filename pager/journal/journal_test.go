@@ -3,10 +3,12 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
 
+	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
 
@@ -426,5 +428,53 @@ func TestReadOnlyWritesNothing(t *testing.T) {
 		if b := contents(t, s); bytes.Count(b, []byte{0}) != len(b) {
 			t.Fatal("written to")
 		}
+	}
+}
+
+// unreaped is an engine that the journal is not to reap.
+type unreaped struct {
+	aio.Engine
+	t *testing.T
+}
+
+func (u unreaped) Reap(int) int {
+	u.t.Error("the journal reaps an engine that others reap")
+	return 0
+}
+
+// Where somebody else reaps the engine all the time, who waits for a transfer
+// leaves that to him.
+func TestWaitsForWhoReaps(t *testing.T) {
+	e, err := aio.Open(aio.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	go func() {
+		for e.Wait(background) == nil {
+			for e.Reap(8) > 0 {
+			}
+		}
+	}()
+	s, err := store.OpenFile(filepath.Join(t.TempDir(), "journal"), store.FileOptions{Create: true, Size: InitialSize()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := small()
+	o.Reaped = true
+	j, err := Open(background, s, unreaped{e, t}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grow(t, j)
+	want := putImage(t, j, 3, 1, 0)
+	if err := j.Commit(background, Commit{Length: 16 * page, MinLength: 16 * page, Entries: []Entry{want}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Checkpoint(background, 1); err != nil {
+		t.Error(err)
+	}
+	if err := j.Close(background); err != nil {
+		t.Error(err)
 	}
 }

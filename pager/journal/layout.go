@@ -37,6 +37,10 @@ type Options struct {
 	// knows that the two belong together.
 	Adopt bool
 
+	// Reaped: somebody reaps the engine all the time, so that who waits for a
+	// transfer need not look after it.
+	Reaped bool
+
 	// Salvage takes of a damaged log what comes before the damage, instead of
 	// ErrDamaged. Acknowledged commits are lost then.
 	Salvage bool

@@ -13,8 +13,9 @@ import (
 
 // medium is a store together with the engine that its transfers go through.
 type medium struct {
-	s store.Store
-	e aio.Engine
+	s      store.Store
+	e      aio.Engine
+	reaped bool // see Options.Reaped
 }
 
 // inFlight is the most transfers that waiting forms have under way, and chunk
@@ -30,28 +31,21 @@ func (m medium) run(ops []*aio.Op) error {
 	if len(ops) == 0 {
 		return nil
 	}
-	ctx, done := context.WithCancel(context.Background())
-	defer done()
+	over := make(chan struct{})
 	var left atomic.Int64
 	left.Store(int64(len(ops)))
 	for _, op := range ops {
 		op.Done = func(*aio.Op) {
 			if left.Add(-1) == 0 {
-				done()
+				close(over)
 			}
 		}
 	}
 	m.s.Start(m.e, ops)
-	// Not Engine.Wait: only one can be in there, who may be somebody that
-	// sleeps until a transfer of his own ends.
-	for wait := 20 * time.Microsecond; ctx.Err() == nil; wait = min(2*wait, time.Millisecond) {
-		if m.e != nil && m.e.Reap(inFlight) > 0 {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
+	if m.reaped {
+		<-over
+	} else {
+		m.look(over)
 	}
 	for _, op := range ops {
 		if err := m.judge(op); err != nil {
@@ -59,6 +53,22 @@ func (m medium) run(ops []*aio.Op) error {
 		}
 	}
 	return nil
+}
+
+// look reaps now and then until it is over. Not Engine.Wait: only one can be in
+// there, who may be somebody that sleeps until a transfer of his own ends.
+func (m medium) look(over <-chan struct{}) {
+	for wait := 20 * time.Microsecond; ; {
+		pause := time.Duration(0)
+		if m.e == nil || m.e.Reap(inFlight) == 0 {
+			pause, wait = wait, min(2*wait, time.Millisecond)
+		}
+		select {
+		case <-over:
+			return
+		case <-time.After(pause):
+		}
+	}
 }
 
 // judge is the error of an op that has ended. A read past the end of the store

@@ -215,7 +215,7 @@ type Info struct {
 // commits, and whose. A store without a journal, all zeros, is the zero Info. It
 // waits for its I/O.
 func Probe(ctx context.Context, s store.Store, e aio.Engine) (Info, error) {
-	m := medium{s, e}
+	m := medium{s: s, e: e}
 	b, err := newBuffer(copies * block)
 	if err != nil {
 		return Info{}, err

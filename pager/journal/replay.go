@@ -99,7 +99,7 @@ func (j *Journal) Apply(ctx context.Context, data store.Store, v Overlay) (pages
 	if v.Length < 0 {
 		return 0, nil
 	}
-	d := medium{data, j.e}
+	d := medium{data, j.e, j.reaped}
 	// The cut comes first: it makes zeros, also at the end of the page it goes
 	// through, and the images come over them.
 	for _, size := range []int64{min(v.Void, data.Size()), v.Length} {

@@ -369,6 +369,44 @@ func BenchmarkSync(b *testing.B) {
 	}
 }
 
+// BenchmarkSyncFew is a Sync of so few pages, 64 apart, of 64 MiB that are
+// resident, beside the same writes and one flush.
+func BenchmarkSyncFew(b *testing.B) {
+	const size = 64 << 20
+	for _, pages := range []int64{1, 16} {
+		b.Run(fmt.Sprintf("pages=%d", pages), func(b *testing.B) {
+			p := fixture.Pager(b, pager.Options{Budget: 2 * size})
+			r := fixture.Map(b, p, fixture.OpenFile(b, fixture.FileIn(b, b.TempDir(), size, 1), store.FileOptions{}), pager.RegionOptions{Writeback: pager.Writeback{NoSteal: true}})
+			if _, err := r.ReadAt(make([]byte, size), 0); err != nil {
+				b.Fatal(err)
+			}
+			d := newDevice(b, fixture.FileIn(b, b.TempDir(), size, 1))
+			var syncs, writes []time.Duration
+			for i := int64(0); b.Loop(); i++ {
+				b.StopTimer()
+				var offs []int64
+				for k := range pages {
+					offs = append(offs, (k*64+i%64)*frame)
+					if _, err := r.WriteAt([]byte{byte(i)}, offs[k]); err != nil {
+						b.Fatal(err)
+					}
+				}
+				writes = append(writes, d.write(b, offs))
+				b.StartTimer()
+				at := time.Now()
+				if err := r.Sync(context.Background()); err != nil {
+					b.Fatal(err)
+				}
+				syncs = append(syncs, time.Since(at))
+			}
+			s, w := median(syncs), median(writes)
+			b.ReportMetric(s, "µs/sync")
+			b.ReportMetric(w, "µs/device")
+			b.ReportMetric(s/w, "ratio")
+		})
+	}
+}
+
 func benchSync(b *testing.B, r *pager.Region, d *device, every int64) {
 	var syncs, writes []time.Duration
 	var cpu time.Duration

@@ -275,13 +275,13 @@ var table = []mutation{
 	{
 		name:  "skip-flush",
 		what:  "Sync returns when the store has taken the pages, without a flush",
-		edits: []edit{{"pager/sync.go", "\tif failed != nil {\n\t\ts.finish()", "\tif true || failed != nil {\n\t\ts.finish()"}},
+		edits: []edit{{"pager/sync.go", "\tif failed != nil || s.nothing() {\n", "\tif true || failed != nil {\n"}},
 		pkg:   "tests/model", test: "TestPowerLoss", quick: true,
 	},
 	{
 		name:  "flush-before-writes",
 		what:  "Sync flushes first and writes then",
-		edits: []edit{{"pager/sync.go", "\t\tr.p.hunger(s)\n", "\t\tpre := aio.Op{Code: aio.Flush, Done: func(*aio.Op) {}}\n\t\tr.store.Start(r.p.engine, []*aio.Op{&pre})\n\t\tr.p.hunger(s)\n"}, {"pager/sync.go", "\tif failed != nil {\n\t\ts.finish()", "\tif true || failed != nil {\n\t\ts.finish()"}},
+		edits: []edit{{"pager/sync.go", "\treturn len(list) > 0\n", "\tpre := aio.Op{Code: aio.Flush, Done: func(*aio.Op) {}}\n\tr.store.Start(r.p.engine, []*aio.Op{&pre})\n\treturn len(list) > 0\n"}, {"pager/sync.go", "\tif failed != nil || s.nothing() {\n", "\tif true || failed != nil {\n"}},
 		pkg:   "tests/model", test: "TestPowerLoss",
 	},
 	{
@@ -295,6 +295,12 @@ var table = []mutation{
 		what:  "a page whose write failed becomes clean",
 		edits: []edit{{"pager/writeback.go", "\t\tcase ok:\n", "\t\tcase ok || true:\n"}},
 		pkg:   "tests/hostile", test: "TestWriteErrors", quick: true,
+	},
+	{
+		name:  "late-write-in-a-solo-engine",
+		what:  "a write that comes late for the engine of a Sync by its caller goes there although nobody reaps it any more",
+		edits: []edit{{"pager/solo.go", "if e.a.open {", "if true {"}},
+		pkg:   "pager", test: "TestWritesThatAreLateForTheEngine",
 	},
 	{
 		name:  "sync-takes-an-old-write",
