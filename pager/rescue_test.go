@@ -193,11 +193,11 @@ func TestTheRescuerRests(t *testing.T) {
 	p.rescueFrom()
 	done := make(chan error)
 	read := func(page int64) {
+		held := s.Counts().Held + 1
 		go func() {
 			_, err := r.ReadAt(make([]byte, 1), page*FrameSize)
 			done <- err
 		}()
-		held := s.Counts().Held + 1
 		eventually(t, "the read holds its data", func() bool { return s.Counts().Held == held })
 	}
 	looks, begun := atomic.LoadUint64(&rescuer.looks), time.Now()
