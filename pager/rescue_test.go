@@ -149,6 +149,9 @@ func TestRescueOfWhatWasReadAhead(t *testing.T) {
 // Whether anything has moved since the last look.
 func TestWhatTheRescuerSees(t *testing.T) {
 	p, r, _, a := heldReads(t, RegionOptions{})
+	if r.Raw() != nil {
+		t.Skip("there is nothing to rescue: ", r.Raw())
+	}
 	in := uint32(1)
 	p.w.inflight = &in
 	for _, c := range []struct {
