@@ -337,6 +337,7 @@ func TestSyncOfAPageTheServerWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	buf := bufs.get(FrameSize)
+	defer bufs.put(buf)
 	if copyOut(r.d, 0, 1, ptrOf(buf)) != 1 {
 		t.Fatal("not dirty")
 	}
