@@ -40,6 +40,7 @@ type atomicState struct {
 
 	gate    gate
 	turn    chan struct{} // has what holds the turn to commit
+	list    []dirtyPage   // memory of a list, who has the turn's
 	cutting atomic.Bool   // no evictions: the cut waits for the writes under way
 	writers atomic.Int64  // writes of images that are no commit's, and callers of writeSlots
 	keep    sync.Mutex

@@ -129,10 +129,16 @@ func (c *cut) take() error {
 	c.length, c.minLength = r.Len(), a.minLength
 	a.minLength = c.length
 	a.mu.Unlock()
-	var list []dirtyPage
+	list := a.list[:0]
+	defer func() { a.keepList(list) }()
 	for turn := 0; ; turn++ {
 		list = p.collectDirty(list[:0], d, 0)
 		slices.SortFunc(list, byPage)
+		if turn == 0 {
+			c.mu.Lock()
+			c.entries = slices.Grow(c.entries, len(list)+int(max(0, load64(&d.slotsLoose))))
+			c.mu.Unlock()
+		}
 		if _, full := r.writeSlots(list, writeSync, c); full {
 			return errNoSlots
 		}
@@ -231,7 +237,8 @@ func (r *Region) prepare(tries int) error {
 	p.relieve(r)
 	window := max(1, int(writeWindow/r.fpp))
 	for round := 0; ; round++ {
-		list := p.collectDirty(nil, d, 0)
+		list := p.collectDirty(a.list[:0], d, 0)
+		a.keepList(list)
 		if err := a.makeRoom(int64(len(list)), tries > 0); err != nil {
 			return err
 		}
@@ -251,6 +258,14 @@ func (r *Region) prepare(tries int) error {
 				pause(turn)
 			}
 		}
+	}
+}
+
+// keepList keeps the memory of a list of dirty pages for the next one, unless it
+// is large. Who uses it has the turn to commit.
+func (a *atomicState) keepList(list []dirtyPage) {
+	if a.list = list[:0]; cap(list) > 2*writeWindow {
+		a.list = nil
 	}
 }
 
