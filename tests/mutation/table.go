@@ -300,7 +300,7 @@ var table = []mutation{
 		name:  "late-write-in-a-solo-engine",
 		what:  "a write that comes late for the engine of a Sync by its caller goes there although nobody reaps it any more",
 		edits: []edit{{"pager/solo.go", "if e.a.open {", "if true {"}},
-		pkg:   "pager", test: "TestWritesThatAreLateForTheEngine",
+		pkg:   "pager", test: "TestWritesThatAreLateForTheEngine", hang: true,
 	},
 	{
 		name:  "sync-takes-an-old-write",
