@@ -99,6 +99,7 @@ func (r *Region) pinHit(page uint64) bool {
 		}
 		if w&(flagPrefetched|flagKept|pinMask) != 0 || w&stateMask != stResident {
 			if w&flagPrefetched != 0 {
+				r.copied(false)
 				r.firstTouch(pw, w, page)
 				continue
 			}
@@ -355,6 +356,7 @@ func (p *Pager) start(op *waitOp) {
 		op.pageDone()
 		return
 	}
+	r.copied(op.loan.wanted)
 	frames, creds := op.need, op.credits()
 	b := newBatch()
 	for _, pr := range op.ranges {

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,19 +21,31 @@ type buffer struct {
 }
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
-// pagers bound how many are out. Of those that are idle beyond bufferKeep bytes,
-// large ones are unmapped; small ones share mappings and give their memory back.
+// pagers bound how many are out. Small ones share mappings, and give their memory
+// back when they are idle beyond bufferKeep bytes. Large ones are unmapped beyond
+// that, but only when they have not been needed for a while: while much is
+// read ahead at once, as many come back as go out, in bursts, and to map one anew
+// costs more than what it is for.
 type bufferPool struct {
 	mu    sync.Mutex
 	free  [10]*buffer // 4 KiB … 2 MiB
 	idle  int64       // bytes on the free lists
+	large int64       // of these, in large ones
+	low   int64       // the least that large was since the last trim
+	armed bool        // there will be another
+	timer *time.Timer
 	bytes atomic.Int64
 }
 
 // bufs serves all pagers of the process.
 var bufs bufferPool
 
-const bufferKeep = 8 << 20
+const (
+	bufferKeep  = 8 << 20
+	bufferMost  = 32 << 20 // bytes of large ones: what is under way of many streams, in powers of two
+	bufferLarge = 64 << 10 // bytes of one
+	trimEvery   = 250 * time.Millisecond
+)
 
 func bufferClass(n int) int { return max(0, bits.Len(uint(n-1))-frameShift) }
 
@@ -46,6 +59,10 @@ func (bp *bufferPool) get(n int) *buffer {
 			bp.bytes.Add(int64(len(b.mem)))
 		} else {
 			bp.idle -= int64(len(b.mem))
+			if len(b.mem) >= bufferLarge {
+				bp.large -= int64(len(b.mem))
+				bp.low = min(bp.low, bp.large)
+			}
 		}
 		bp.mu.Unlock()
 		return b
@@ -81,20 +98,65 @@ func (bp *bufferPool) put(b *buffer) {
 	b.lent.Store(0)
 	c := bufferClass(len(b.mem))
 	bp.mu.Lock()
-	if len(b.mem) >= 64<<10 && bp.idle+int64(len(b.mem)) > bufferKeep {
+	size := int64(len(b.mem))
+	switch {
+	case size >= bufferLarge && bp.large+size > bufferMost:
 		bp.mu.Unlock()
-		bp.bytes.Add(-int64(len(b.mem)))
-		_ = unix.MunmapPtr(unsafe.Pointer(&b.mem[0]), uintptr(len(b.mem)))
+		bp.unmap(b)
 		return
-	}
-	// (Refused where memory is locked: then they stay.)
-	if bp.idle+int64(len(b.mem)) > bufferKeep && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil {
+	case size >= bufferLarge:
+		bp.idle += size
+		if bp.large += size; bp.large > bufferKeep && !bp.armed {
+			bp.arm()
+		}
+	case bp.idle-bp.large+size > bufferKeep && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil:
+		// (Refused where memory is locked: then they stay.)
 		b.cold = true
-		bp.bytes.Add(-int64(len(b.mem)))
-	} else {
-		bp.idle += int64(len(b.mem))
+		bp.bytes.Add(-size)
+	default:
+		bp.idle += size
 	}
 	b.next = bp.free[c]
 	bp.free[c] = b
 	bp.mu.Unlock()
+}
+
+func (bp *bufferPool) unmap(b *buffer) {
+	bp.bytes.Add(-int64(len(b.mem)))
+	_ = unix.MunmapPtr(unsafe.Pointer(&b.mem[0]), uintptr(len(b.mem)))
+}
+
+// arm has trim called in a while. mu is held.
+func (bp *bufferPool) arm() {
+	bp.armed, bp.low = true, bp.large
+	if bp.timer == nil {
+		bp.timer = time.AfterFunc(trimEvery, bp.trim)
+	} else {
+		bp.timer.Reset(trimEvery)
+	}
+}
+
+// trim unmaps the large buffers beyond bufferKeep that have been idle ever since
+// the last time, as far as the others would have been enough.
+func (bp *bufferPool) trim() {
+	var out *buffer
+	bp.mu.Lock()
+	excess := bp.low - bufferKeep
+	for c := len(bp.free) - 1; c >= 0 && FrameSize<<c >= bufferLarge; c-- {
+		for b := bp.free[c]; b != nil && excess > 0; b = bp.free[c] {
+			bp.free[c] = b.next
+			size := int64(len(b.mem))
+			bp.idle, bp.large, excess = bp.idle-size, bp.large-size, excess-size
+			b.next, out = out, b
+		}
+	}
+	if bp.armed = false; bp.large > bufferKeep {
+		bp.arm()
+	}
+	bp.mu.Unlock()
+	for b := out; b != nil; {
+		next := b.next
+		bp.unmap(b)
+		b = next
+	}
 }

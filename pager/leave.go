@@ -224,6 +224,7 @@ func (p *Pager) evictFrom(dm *domain, n int64) int64 {
 
 // evictDomain does it. evictMu is held.
 func (p *Pager) evictDomain(dm *domain, n int64) (freed int64) {
+	p.cool()
 	for n > freed {
 		p.ev.n = 0
 		pages := int((n - freed + p.framesOf(dm) - 1) / p.framesOf(dm))

@@ -290,6 +290,9 @@ func (p *Pager) finish(l *load, err error) {
 	if err != nil && l.owns() {
 		p.readFailed(r, l.first, len(l.gens), err)
 	}
+	if err == nil && l.kind == ahead && r.ahead.copied.Load() {
+		p.shelve(l)
+	}
 	for i := 0; i < len(l.gens); i += groupMax {
 		k := min(groupMax, len(l.gens)-i)
 		p.finishGroup(l, i, k, err)

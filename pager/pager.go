@@ -51,7 +51,10 @@ type Pager struct {
 	aheadPages atomic.Int64 // frames on their way in by prefetch
 	aheadLoads atomic.Int32 // … in so many reads
 	markers    markers
+	shelf      shelf
+	drops      drops
 	surprised  atomic.Int64 // when a miss came that no policy had an answer to, in ns of sinceStart
+	outgrown   atomic.Int64 // when one came that more under way would have prevented, the same; 0: long ago
 
 	keeping atomic.Bool // somebody is in keepRoom
 	evictMu sync.Mutex

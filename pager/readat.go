@@ -10,6 +10,7 @@ import (
 
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/prefetch"
 )
 
 // ReadAt copies len(b) bytes from off, as io.ReaderAt: fewer only together
@@ -60,7 +61,9 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 		if pw, w := r.d.look(page); pw != nil && present(w) {
 			if w&(flagTouched|flagPrefetched) != flagTouched {
 				if w&flagPrefetched != 0 {
-					r.firstTouch(pw, w, page)
+					if r.copyFirst(b, int(off-int64(page<<r.shift)), pw, w, page) {
+						return nil
+					}
 				} else if tries == 0 {
 					bare.Cas64(pw, w, w|flagTouched)
 				}
@@ -179,6 +182,24 @@ func (r *Region) want(page uint64, loan bool) (*waitOp, error) {
 	return op, r.p.begin(op)
 }
 
+// needRest starts the reads of the pages behind one that was missed, up to last,
+// which are needed next. The policy is told of the first of them, as of those of
+// an Acquire: one page in eight or more would not look like a scan.
+func (r *Region) needRest(page, last uint64) {
+	missed := page
+	for missed < min(last, page+eventsMost-1) {
+		if pw, w := r.d.look(missed + 1); pw != nil && w&stateMask != stMissing {
+			break
+		}
+		missed++
+	}
+	r.readAhead(pageRange{page + 1, last - page}, min(r.p.budget.Load()/8, maxRun>>frameShift))
+	for k := page + 1; k <= missed; k++ {
+		r.observe(prefetch.Event{Kind: prefetch.Miss, Page: int64(k)}, false)
+	}
+	r.p.pumpNow()
+}
+
 // needInto is need for somebody who wants no more than to copy to b from skip on
 // in the page, and the following ones up to last, whose reads are started. It
 // copies from the buffer that the page was read to, if it can, and returns how
@@ -189,7 +210,7 @@ func (r *Region) needInto(b []byte, skip int, page, last uint64) (n int, err err
 		return 0, err
 	}
 	if last > page && r.enter() {
-		r.readAhead(pageRange{page + 1, last - page}, min(r.p.budget.Load()/8, maxRun>>frameShift))
+		r.needRest(page, last)
 		r.leave()
 	}
 	buf, off, err := op.waitLoan()

@@ -414,7 +414,9 @@ func (r *Region) close() error {
 	r.gone.Store(true)
 	p.giveUpMarkers(r, math.MaxInt64) // that the fault server had taken over
 	p.drain(func() bool { return r.active.Load() == 0 })
-	p.evictMu.Lock() // an eviction may still be giving spans back
+	p.shelf.drop(r)
+	p.drops.forget(r)
+	p.evictMu.Lock() // an eviction may still be giving spans back, or cooling
 	p.evictMu.Unlock()
 	p.forget(r)
 	err := errors.Join(syncErr, r.closeJournal(), r.closeWrite(), r.store.Close())

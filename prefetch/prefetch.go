@@ -96,6 +96,11 @@ type Plan struct {
 	// and costs no read of its own. Of more markers than it can keep, and of
 	// large pages, the news is an ordinary Miss.
 	Marks []int64
+	// Known says that the page of the event belongs to something the policy follows,
+	// although it may plan nothing more now. A miss that is neither known nor
+	// answered with a plan is a surprise, and while there are surprises less is read
+	// ahead, so that they do not wait behind it.
+	Known bool
 	// Room is the number of pages the pager is ready to start reading ahead
 	// now; a hint, so that a policy need not plan in vain.
 	Room int64
@@ -128,7 +133,7 @@ func (p *Plan) Behind(first, n int64) {
 
 // Reset empties the plan and keeps its memory.
 func (p *Plan) Reset() {
-	p.Runs, p.Drop, p.Marks = p.Runs[:0], p.Drop[:0], p.Marks[:0]
+	p.Runs, p.Drop, p.Marks, p.Known = p.Runs[:0], p.Drop[:0], p.Marks[:0], false
 }
 
 // pages converts a length in bytes to pages, at least one.

@@ -81,8 +81,9 @@ func (r *readahead) sequential(e Event, plan *Plan) bool {
 	if e.Kind != Miss && e.Kind != Touch {
 		return false
 	}
-	r.judge(r.table.age())
+	r.judge(r.table.age(e.Page))
 	if i := r.table.find(e.Page); i >= 0 {
+		plan.Known = true
 		r.advance(i, e, plan)
 		return true
 	}
@@ -277,8 +278,10 @@ const dropAfter = 1 << 20
 // have been somebody else's, who touched a page of the window by chance.
 func (r *readahead) dropBehind(s *stream, plan *Plan) {
 	until := s.trail - slack
-	s.trail = s.pos
-	if r.keepBehind || until-s.dropped < plan.pages(dropAfter)/4 || until-s.start < plan.pages(dropAfter) {
+	if s.trail = s.pos; s.sees {
+		until = s.pos - slack
+	}
+	if r.keepBehind || until-s.dropped < max(min(plan.pages(dropAfter)/4, s.window/2), slack) || until-s.start < plan.pages(dropAfter) {
 		return
 	}
 	s.runs(s.dropped, until, plan.Behind)

@@ -142,18 +142,21 @@ type streamTable struct {
 	streams []stream
 	last    int    // found last
 	hand    int    // looked at last by age
-	tick    uint64 // events seen
+	tick    uint64 // turns seen, see age
+	burst   int    // events of the last stream since
 	active  int    // streams that are not idle
 	gone    stream // one that was replaced
 }
 
-// A stream counts as gone when idleAfter events of any kind, or idleShare for
-// each active stream, have passed without one of its own: those that go on have
-// one each in turn. One that was only slow has its share of the room back with
-// its next event.
+// A stream counts as gone when idleAfter turns of others, or idleShare for each
+// active stream, have passed without one of its own: those that go on have one each
+// in turn. A turn is an event, or several of one stream, up to burstMost: a goroutine
+// goes through all that is there of its own before another runs. A stream that was
+// only slow has its share of the room back with its next event.
 const (
 	idleAfter = 256
 	idleShare = 4
+	burstMost = 32
 )
 
 // find returns the stream that has page p in its zone and steps on it, or -1.
@@ -234,9 +237,15 @@ func (t *streamTable) rest(i int) bool {
 	return true
 }
 
-// age notes that an event happened and looks at one stream, whether it is still
-// in use. It returns the stream if it has just been found to be gone.
-func (t *streamTable) age() (gone *stream) {
+// age notes that an event happened, of page p, and looks at one stream, whether it
+// is still in use, if that begins a turn. It returns the stream if it has just been
+// found to be gone.
+func (t *streamTable) age(p int64) (gone *stream) {
+	if t.last < len(t.zones) && t.owns(t.last, p) && t.burst < burstMost {
+		t.burst++
+		return nil
+	}
+	t.burst = 0
 	t.tick++
 	if len(t.streams) == 0 {
 		return nil

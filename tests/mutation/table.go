@@ -551,8 +551,44 @@ var table = []mutation{
 	{
 		name:  "backlog-is-a-surprise",
 		what:  "a miss for which no more could be planned counts as one that nobody has foreseen: where many scans want more than can be read at once, ever less is read ahead",
-		edits: []edit{{"pager/ahead.go", " && a.plan.Room > 0 {", " {"}},
+		edits: []edit{{"pager/ahead.go", "case ev.Late || a.plan.Room == 0:", "case ev.Late:"}},
 		pkg:   "pager", test: "TestMissOfWhatWaitsForRoom", quick: true,
+	},
+	{
+		name:  "shelf-of-any-generation",
+		what:  "a ReadAt copies what a page was before it left and came back",
+		edits: []edit{{"pager/shelf.go", " || h.gens[at] != gen {", " {"}},
+		pkg:   "pager", test: "TestTheShelfShowsNothingOld", quick: true,
+	},
+	{
+		name:  "shelf-after-a-store",
+		what:  "a ReadAt copies from where a page was read to although it has been stored to",
+		edits: []edit{{"pager/fault.go", "setState(pw, stUnlocking, stDirty, flagPrefetched, 0)", "setState(pw, stUnlocking, stDirty, 0, 0)"}, {"pager/shelf.go", " || w&stateMask != stResident {", " {"}},
+		pkg:   "pager", test: "TestTheShelfShowsNothingOld", quick: true,
+	},
+	{
+		name:  "touches-lost",
+		what:  "a policy that is busy is not told of all that readers went through meanwhile",
+		edits: []edit{{"pager/ahead.go", "case k > 0 && a.missed[k-1].add(ev):", "case false:"}},
+		pkg:   "pager", test: "TestBusyPolicyLosesNoTouch", quick: true,
+	},
+	{
+		name:  "drops-of-a-closed-region",
+		what:  "what a policy was done with is remembered of a region that is closed",
+		edits: []edit{{"pager/region.go", "\tp.drops.forget(r)\n", ""}},
+		pkg:   "pager", test: "TestDropDoesNotWaitForEviction", quick: true,
+	},
+	{
+		name:  "claimed-is-not-foreseen",
+		what:  "a miss of a page that is just being claimed for reading ahead looks like one that was evicted before its use: less is read ahead",
+		edits: []edit{{"pager/jobs.go", "if j := &q.taken[i]; j.r == r && page >= j.next && page < j.end {", "if false {\n\t\t\tj := &q.taken[i]\n\t\t\t_ = j"}},
+		pkg:   "pager", test: "TestMissOfWhatIsBeingClaimed", quick: true,
+	},
+	{
+		name:  "streams-forgotten-in-a-burst",
+		what:  "streams whose goroutines wait while another goes through what is there count as gone: too much is read ahead for the others",
+		edits: []edit{{"prefetch/streams.go", "burstMost = 32", "burstMost = 0"}},
+		pkg:   "prefetch", test: "TestReadaheadOfStreamsInBursts", quick: true,
 	},
 	{
 		name:  "signal-twice",

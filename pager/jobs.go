@@ -1,0 +1,348 @@
+//go:build linux
+
+package pager
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Jobs of reading ahead, and how many of them may be under way; see ahead.go.
+
+type aheadJob struct {
+	r    *Region
+	next uint64
+	end  uint64
+	hint bool   // the program asked for it: flag the pages as touched, not prefetched
+	mark uint64 // the page of it that is a marker, plus one; 0: none
+}
+
+type jobQueue struct {
+	mu      sync.Mutex
+	lists   [2]jobList   // what policies plan; what the program named
+	pending atomic.Int32 // jobs in both
+	planned atomic.Int64 // frames in the first
+	taken   []aheadJob   // what policies plan and is being claimed
+	takenN  atomic.Int32
+}
+
+// jobList is a queue whose memory is used again and again.
+type jobList struct {
+	jobs []aheadJob // from head on
+	head int
+}
+
+func (j *aheadJob) list() int {
+	if j.hint {
+		return 1
+	}
+	return 0
+}
+
+func (j *aheadJob) frames() int64 { return int64(j.end-j.next) * j.r.fpp }
+
+func (p *Pager) addJob(j aheadJob) {
+	if p.aheadLimit(false) < j.r.fpp {
+		return
+	}
+	q := &p.jobs
+	q.mu.Lock()
+	l := &q.lists[j.list()]
+	if k := len(l.jobs) - 1; k >= l.head && l.jobs[k].r == j.r && l.jobs[k].end == j.next && (j.mark == 0 || l.jobs[k].mark == 0) {
+		l.jobs[k].end = j.end
+		l.jobs[k].mark |= j.mark // one of them is 0
+	} else if len(l.jobs)-l.head < maxJobs {
+		if l.head > 0 && len(l.jobs) == cap(l.jobs) {
+			l.jobs = l.jobs[:copy(l.jobs, l.jobs[l.head:])]
+			l.head = 0
+		}
+		l.jobs = append(l.jobs, j)
+		q.pending.Add(1)
+	} else {
+		q.mu.Unlock()
+		return
+	}
+	if !j.hint {
+		q.planned.Add(j.frames())
+	}
+	q.mu.Unlock()
+}
+
+// foreseen: the page is in a job of a policy's that waits for room, which is the
+// next to go out from now on: who misses the page will need the rest of it. Or it
+// is on its way out.
+func (p *Pager) foreseen(r *Region, page uint64) bool {
+	q := &p.jobs
+	if q.planned.Load() == 0 && q.takenN.Load() == 0 {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i := range q.taken {
+		if j := &q.taken[i]; j.r == r && page >= j.next && page < j.end {
+			return true
+		}
+	}
+	l := &q.lists[0]
+	for i := l.head; i < min(len(l.jobs), l.head+foreseenMost); i++ {
+		if j := l.jobs[i]; j.r == r && page >= j.next && page < j.end {
+			copy(l.jobs[l.head+1:i+1], l.jobs[l.head:i])
+			l.jobs[l.head] = j
+			return true
+		}
+	}
+	return false
+}
+
+// first is the job whose turn it is. q.mu is held.
+func (q *jobQueue) first() *aheadJob {
+	for i := range q.lists {
+		if l := &q.lists[i]; l.head < len(l.jobs) {
+			return &l.jobs[l.head]
+		}
+	}
+	return nil
+}
+
+// advance takes n pages off the front of a job, which may end it. q.mu is held.
+func (q *jobQueue) advance(j *aheadJob, n uint64) {
+	if !j.hint {
+		q.planned.Add(-int64(n) * j.r.fpp)
+	}
+	if j.next += n; j.next < j.end {
+		return
+	}
+	l := &q.lists[j.list()]
+	*j = aheadJob{}
+	if l.head++; l.head == len(l.jobs) {
+		l.jobs, l.head = l.jobs[:0], 0
+	}
+	q.pending.Add(-1)
+}
+
+// untake ends what pumpInto has said of a run that begins at first.
+func (q *jobQueue) untake(r *Region, first uint64) {
+	q.mu.Lock()
+	last := len(q.taken) - 1
+	for i := range q.taken {
+		if j := &q.taken[i]; j.r == r && j.next == first {
+			*j, q.taken[last] = q.taken[last], aheadJob{}
+			q.taken = q.taken[:last]
+			q.takenN.Add(-1)
+			break
+		}
+	}
+	q.mu.Unlock()
+}
+
+// dropJobs forgets the jobs of r.
+func (p *Pager) dropJobs(r *Region) {
+	q := &p.jobs
+	q.mu.Lock()
+	for i := range q.lists {
+		l := &q.lists[i]
+		kept := l.jobs[:0] // the head is behind: nothing is overwritten before it is read
+		for _, j := range l.jobs[l.head:] {
+			if j.r != r {
+				kept = append(kept, j)
+				continue
+			}
+			if !j.hint {
+				q.planned.Add(-j.frames())
+			}
+			q.pending.Add(-1)
+		}
+		clear(l.jobs[len(kept):])
+		l.jobs, l.head = kept, 0
+	}
+	q.mu.Unlock()
+}
+
+// aheadLimit is how many frames may be on their way in by prefetch; planned: by
+// what policies plan.
+func (p *Pager) aheadLimit(planned bool) int64 {
+	largest, budget := p.largestPage.Load(), p.budget.Load()
+	if budget < 16*largest {
+		return 0 // a few pages are for those who wait
+	}
+	flight := int64(aheadFlight >> frameShift)
+	if planned && p.isOutgrown() {
+		flight = max(flight, min(manyFlight>>frameShift, budget/manyShare))
+	}
+	return min(budget/4, max(flight, largest))
+}
+
+// outgrow: a page was missed that had been planned, or would have been, and for
+// which there was no room under way. With one stream that happens now and then;
+// with many, aheadFlight is a few pages for each, and they would miss one page
+// after the other of what is planned, and read it page by page.
+func (p *Pager) outgrow() { p.outgrown.Store(sinceStart()) }
+
+// isOutgrown: that was a short while ago, or there is more under way since.
+func (p *Pager) isOutgrown() bool {
+	at := p.outgrown.Load()
+	if at == 0 {
+		return false
+	}
+	if t := sinceStart(); t-at > int64(outgrownFor) {
+		p.outgrown.CompareAndSwap(at, 0)
+		return false
+	} else if t-at > int64(outgrownFor)/2 && p.aheadPages.Load() > aheadFlight>>frameShift {
+		p.outgrown.CompareAndSwap(at, t)
+	}
+	return true
+}
+
+// aheadRoom is how many frames of j may be claimed now, and how many with one
+// read: half of what may be under way, unless that is to be one read.
+func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
+	room = p.aheadLimit(!j.hint)
+	run = min(maxRun>>frameShift, max(room/2, j.r.fpp))
+	if p.aheadLoads.Load() >= int32(max(1, p.opt.QueueDepth/aheadShare)) {
+		return 0, run
+	}
+	if at := p.surprised.Load(); at != 0 && sinceStart()-at < int64(surprise) {
+		flight, longest := int64(calmFlight), int64(calmRun)
+		if j.hint {
+			flight, longest = calmBulk, calmBulk
+		}
+		room, run = min(room, max(flight>>frameShift, j.r.fpp)), min(run, longest>>frameShift)
+	}
+	return room - p.aheadPages.Load(), run
+}
+
+// planRoom is what policies are told.
+func (p *Pager) planRoom() int64 {
+	return max(0, p.aheadLimit(true)*aheadPlans-p.aheadPages.Load()-p.jobs.planned.Load())
+}
+
+// pumpNow starts jobs outside of a batch.
+func (p *Pager) pumpNow() {
+	if p.jobs.pending.Load() == 0 {
+		return
+	}
+	b := newBatch()
+	p.pumpInto(b)
+	p.submit(b)
+}
+
+// pump is pumpInto for a batch whose ops are flushed by the caller and whose
+// loads are launched here.
+func (p *Pager) pump(b *batch) {
+	if p.jobs.pending.Load() == 0 {
+		return
+	}
+	from := len(b.loads)
+	p.pumpInto(b)
+	for _, l := range b.loads[from:] {
+		l.begun = now()
+		p.launch(l, b)
+	}
+	b.loads = b.loads[:from]
+}
+
+// pumpInto claims pages of jobs into b as far as there is room.
+func (p *Pager) pumpInto(b *batch) {
+	q := &p.jobs
+	holes := false // what was claimed last was less than it might have been
+	for q.pending.Load() != 0 && p.waiting.Load() == 0 {
+		q.mu.Lock()
+		j := q.first()
+		if j == nil {
+			q.mu.Unlock()
+			return
+		}
+		r := j.r
+		if r.closing.Load() || p.aheadLimit(false) < r.fpp {
+			q.advance(j, j.end-j.next)
+			q.mu.Unlock()
+			continue
+		}
+		room, run := p.aheadRoom(j)
+		n := min(j.end-j.next, max(1, uint64(run/r.fpp)))
+		if room < r.fpp || room < int64(n)*r.fpp && !holes {
+			// A short read now would come back as room for another short one, until
+			// there are nothing but reads of a page under way, each of which is
+			// submitted by itself, and in front of every demand. What is under way
+			// comes back as room for a long one. Where most of what is named is
+			// there, the holes that make up one read go out together.
+			q.mu.Unlock()
+			return
+		}
+		first, hint, mark := j.next, j.hint, j.mark
+		n = min(n, uint64(room/r.fpp))
+		q.advance(j, n)
+		if !hint {
+			q.taken = append(q.taken, aheadJob{r: r, next: first, end: first + n})
+			q.takenN.Add(1)
+		}
+		q.mu.Unlock()
+		got, ok := uint64(0), true
+		if r.enter() {
+			b.apart = run < maxRun>>frameShift // else it would become one long read after all
+			got, ok = p.claimAhead(r, first, n, hint, mark, b)
+			r.leave()
+		}
+		if !hint {
+			q.untake(r, first)
+		}
+		if !ok {
+			return
+		}
+		holes = got < n
+	}
+}
+
+// claimAhead claims the Missing pages among n for prefetch, of which mark-1 may
+// be a marker, and says how many there were. false: no frames.
+func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, mark uint64, b *batch) (got uint64, ok bool) {
+	have := int64(0) // frames
+	for page := first; page < first+n; page++ {
+		if pw, w := r.d.look(page); pw != nil && w&stateMask != stMissing {
+			if hint {
+				r.touchMarker(page)
+			}
+			continue
+		}
+		extra := flagPrefetched
+		switch {
+		case hint:
+			extra = 0
+		case page+1 == mark:
+			extra |= flagMark
+		}
+		if have < r.fpp {
+			// For all of them at once, so that whatever has to leave for them
+			// leaves with few calls.
+			want := int64(min(first+n-page, maxEvictBatch)) * r.fpp
+			if p.reserve(r, want) != roomMade {
+				if want = r.fpp; p.reserve(r, want) != roomMade {
+					return got, false // have is 0
+				}
+			}
+			have += want
+		}
+		_, gen, res := r.d.claim(page, extra)
+		if res != claimed {
+			continue
+		}
+		got++
+		have -= r.fpp
+		if r.d.past(page) {
+			p.failPage(r, page, gen, stLoading, errRange)
+			break
+		}
+		p.aheadPages.Add(r.fpp)
+		r.ahead.issued.Add(1)
+		p.stats.aheadIssued.Add(1)
+		if hint {
+			r.ahead.named.Add(1)
+		}
+		l := b.add(r, page, gen, ahead)
+		l.marks = l.marks || extra&flagMark != 0
+	}
+	if have > 0 {
+		p.unreserve(have)
+	}
+	return got, true
+}

@@ -1,0 +1,152 @@
+//go:build linux
+
+package pager
+
+import (
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro"
+)
+
+// The shelf
+//
+// A scan by ReadAt wants copies too, of pages that were read ahead. So where
+// ReadAt is what comes to such pages, the buffers they were read to are kept for
+// a while when the pages have been installed, and whoever comes to one of them
+// for the first time copies from there: the page need not be touched, which is
+// most of what a page of a scan costs (see loan.go).
+//
+// What he copies is the page as it was read. That is what it is now, because it is
+// still of the generation it was read under, Resident, and has flagPrefetched, which
+// goes when a page becomes writable and does not come back: nobody can have stored to
+// it. Taking that flag off is the moment at which he reads; who stores to
+// the page later does so while his call is under way.
+//
+// The buffers are few, and the oldest goes first. One that was copied from to its
+// end goes at once, back to where the next read finds it in the cache.
+const (
+	shelfBytes = 4 << 20 // what a scan has between the device and the program
+	shelfShare = 8       // and at most 1/shelfShare of the budget
+	shelfMost  = 64      // buffers: a search goes through them
+)
+
+type shelf struct {
+	mu    sync.Mutex
+	list  []shelved // oldest first
+	bytes int
+	n     atomic.Int32 // of list
+}
+
+// shelved is the buffer of a load.
+type shelved struct {
+	r     *Region
+	first uint64
+	gens  []uint32
+	buf   *buffer
+	left  int // pages that nobody has copied yet
+}
+
+// copied notes whether it is ReadAt (or Acquire and raw access) that comes to pages
+// of r now.
+func (r *Region) copied(by bool) {
+	if c := &r.ahead.copied; c.Load() != by {
+		c.Store(by)
+	}
+}
+
+// shelve keeps the buffer of l, whose pages are about to be installed.
+func (p *Pager) shelve(l *load) {
+	size := len(l.buf.mem)
+	most := min(shelfBytes, int(p.budget.Load()<<frameShift/shelfShare))
+	if size > most {
+		return
+	}
+	l.buf.lent.Add(1)
+	s := &p.shelf
+	var out [shelfMost]*buffer
+	n := 0
+	s.mu.Lock()
+	var gens []uint32
+	for len(s.list) > 0 && (len(s.list) == shelfMost || s.bytes+size > most) {
+		gens = s.list[0].gens
+		out[n] = s.pop(0)
+		n++
+	}
+	s.list = append(s.list, shelved{l.r, l.first, append(gens[:0], l.gens...), l.buf, len(l.gens)})
+	s.bytes += size
+	s.n.Store(int32(len(s.list)))
+	s.mu.Unlock()
+	for _, buf := range out[:n] {
+		bufs.put(buf)
+	}
+}
+
+// pop takes out the i-th buffer; the caller puts it back. s.mu is held.
+func (s *shelf) pop(i int) *buffer {
+	buf := s.list[i].buf
+	n := i + copy(s.list[i:], s.list[i+1:])
+	s.list[n] = shelved{}
+	s.list = s.list[:n]
+	s.bytes -= len(buf.mem)
+	s.n.Store(int32(n))
+	return buf
+}
+
+// take lends the buffer that page of generation gen was read to, and says where in
+// it the page is; the caller puts it back. nil: it is not there.
+func (s *shelf) take(r *Region, page uint64, gen uint32) (buf *buffer, off int) {
+	if s.n.Load() == 0 {
+		return nil, 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.list {
+		h := &s.list[i]
+		at := page - h.first
+		if h.r != r || at >= uint64(len(h.gens)) || h.gens[at] != gen {
+			continue
+		}
+		off = int(at << r.shift)
+		if h.left--; h.left == 0 {
+			return s.pop(i), off // with the share of the shelf
+		}
+		h.buf.lent.Add(1)
+		return h.buf, off
+	}
+	return nil, 0
+}
+
+// drop lets go of all buffers of r; nil: of all there are.
+func (s *shelf) drop(r *Region) {
+	s.mu.Lock()
+	var out []*buffer
+	for i := 0; i < len(s.list); {
+		if r != nil && s.list[i].r != r {
+			i++
+			continue
+		}
+		out = append(out, s.pop(i))
+	}
+	s.mu.Unlock()
+	for _, buf := range out {
+		bufs.put(buf)
+	}
+}
+
+// copyFirst is firstTouch by somebody who wants to copy to b from skip on in the
+// page, and says whether he has: from where the page was read to.
+func (r *Region) copyFirst(b []byte, skip int, pw *word, w word, page uint64) bool {
+	r.copied(true)
+	buf, off := r.p.shelf.take(r, page, uint32(w>>32))
+	if buf != nil {
+		defer bufs.put(buf)
+	}
+	if !r.firstTouch(pw, w, page) || buf == nil || w&stateMask != stResident {
+		return false
+	}
+	// (b may be memory of a region, of which a page is missing.)
+	left, _ := coro.CopyOut(unsafe.Pointer(unsafe.SliceData(b)), unsafe.Pointer(&buf.mem[off+skip]), uintptr(len(b)))
+	return left == 0
+}

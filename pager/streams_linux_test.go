@@ -1,0 +1,256 @@
+package pager
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/uffdpager/uffdpager/pager/evict"
+	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/prefetch"
+)
+
+// What many scans at once depend on.
+
+// A policy that is busy while readers go through what was read ahead, in whichever
+// direction, is told of every page of it afterwards, in order.
+func TestBusyPolicyLosesNoTouch(t *testing.T) {
+	const each = 3 * maxMissed
+	var seen []int64
+	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, store.NewMemory(64*FrameSize), RegionOptions{ReadOnly: true,
+		Prefetch: prefetch.Func(func(e prefetch.Event, plan *prefetch.Plan) { seen = append(seen, e.Page) })})
+	defer p.Close()
+	var want []int64
+	touch := func(page int64) {
+		want = append(want, page)
+		r.observe(prefetch.Event{Kind: prefetch.Touch, Page: page}, false)
+	}
+	r.ahead.mu.Lock() // the policy is busy
+	for i := range int64(each) {
+		touch(i)
+	}
+	for i := range int64(each) {
+		touch(1<<20 - i)
+	}
+	touch(7)
+	touch(9)
+	touch(10)
+	r.ahead.mu.Unlock()
+	touch(5)
+	// The one who found it at leisure goes before those who did not.
+	want = append([]int64{5}, want[:len(want)-1]...)
+	if len(seen) != len(want) {
+		t.Fatalf("told of %d pages, want %d", len(seen), len(want))
+	}
+	for i := range want {
+		if seen[i] != want[i] {
+			t.Fatalf("told of page %d as number %d, want %d", seen[i], i, want[i])
+		}
+	}
+}
+
+// What a policy is done with leaves first, and a policy does not wait for a batch
+// that is leaving in order to say so.
+func TestDropDoesNotWaitForEviction(t *testing.T) {
+	p, r := rawMap(t, Options{Budget: 256 * FrameSize}, store.NewMemory(512*FrameSize), RegionOptions{ReadOnly: true,
+		Prefetch: prefetch.Func(func(e prefetch.Event, plan *prefetch.Plan) {
+			if e.Page == 300 {
+				plan.Behind(40, 10)
+				plan.Behind(50, 10)
+				plan.Behind(500, 100) // the end of it
+			}
+		})})
+	defer p.Close()
+	touchAll(t, r, "Acquire", ascending(128))
+	p.evictMu.Lock()
+	said := within(t, 20*time.Second, "observe", func() {
+		r.observe(prefetch.Event{Kind: prefetch.Hint, Page: 300}, true)
+	})
+	p.evictMu.Unlock()
+	if !said {
+		return
+	}
+	p.evictSome(20)
+	if n, _ := r.Residency(40*FrameSize, 20*FrameSize); n != 0 {
+		t.Errorf("%d bytes of what the policy is done with are left", n)
+	}
+	if n, _ := r.Residency(0, 128*FrameSize); n != 108*FrameSize {
+		t.Errorf("%d bytes are resident, want %d", n, 108*FrameSize)
+	}
+
+	// What is said of a closed region is forgotten, and what is said of no eviction
+	// does not grow.
+	for i := range int64(2 * maxDrops) {
+		p.drops.add(r, []prefetch.Run{{First: i % 256 * 2, N: 1}})
+	}
+	if n := p.drops.n.Load(); n != maxDrops {
+		t.Errorf("%d runs to be dropped are remembered, want %d", n, maxDrops)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := p.drops.n.Load(); n != 0 {
+		t.Errorf("%d runs to be dropped are remembered of a closed region", n)
+	}
+}
+
+// onEvict calls f before it evicts, once.
+type onEvict struct {
+	evict.Policy
+	f atomic.Pointer[func()]
+}
+
+func (o *onEvict) Evict(n int, take func(evict.Page) evict.Verdict) int {
+	if f := o.f.Swap(nil); f != nil {
+		(*f)()
+	}
+	return o.Policy.Evict(n, take)
+}
+
+// Who misses a page of a run that is just being claimed misses something that is
+// planned: the policy must not take it for a page that was evicted before its use.
+func TestMissOfWhatIsBeingClaimed(t *testing.T) {
+	const first, run = 1000, 32 // of which eight are read at once
+	late := make(chan bool, 1)
+	ev := &onEvict{Policy: evict.NewFIFO()}
+	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, store.NewMemory(2048*FrameSize), RegionOptions{ReadOnly: true, Evict: ev,
+		Prefetch: prefetch.Func(func(e prefetch.Event, plan *prefetch.Plan) {
+			switch {
+			case e.Kind != prefetch.Miss:
+			case e.Page == 500:
+				plan.Add(first, run)
+			case e.Page == first+4:
+				late <- e.Late
+			}
+		})})
+	defer p.Close()
+	for page := int64(0); load64(&p.w.free) > 10; page++ { // not enough for eight pages, and more than the fault server's
+		touchAll(t, r, "Acquire", []int64{page})
+	}
+	var all sync.WaitGroup
+	told := false
+	f := func() {
+		all.Go(func() {
+			pin, err := r.Acquire(context.Background(), (first+4)*FrameSize, 1)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			pin.Release()
+		})
+		select {
+		case l := <-late:
+			if told = true; !l {
+				t.Error("a miss of a run that is being claimed is not late")
+			}
+		case <-time.After(20 * time.Second):
+		}
+	}
+	ev.f.Store(&f)
+	touchAll(t, r, "Acquire", []int64{500})
+	all.Wait()
+	if !told {
+		t.Error("the policy was not told of the miss while the run was being claimed")
+	}
+	if n := p.jobs.takenN.Load(); n != 0 || len(p.jobs.taken) != 0 {
+		t.Errorf("%d runs are still being claimed", n)
+	}
+}
+
+// A miss of what was planned and had no room says that more should be under way,
+// of what is planned, within an eighth of the budget; what was named in bulk has no
+// more than before.
+func TestManyStreamsHaveMoreUnderWay(t *testing.T) {
+	for _, c := range []struct{ budget, want int64 }{{512 << 20, manyFlight}, {96 << 20, 12 << 20}, {16 << 20, 4 << 20}} {
+		s := store.NewFaulty(store.NewMemory(256<<20), store.FaultyOptions{})
+		p, r := rawMap(t, Options{Budget: c.budget}, s, RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
+		s.Hold(store.OnRead)
+		const frame = FrameSize
+		for i := range int64(400) { // with holes: these are reads of 64 pages each
+			p.addJob(aheadJob{r: r, next: uint64(i * 65), end: uint64(i*65 + 64)})
+		}
+		p.pumpNow()
+		flight := min(aheadFlight, c.budget/4)
+		if n := p.aheadPages.Load() * frame; n > flight || n < flight-64*frame {
+			t.Errorf("budget %d: %d bytes are under way, want %d", c.budget, n, flight)
+		}
+		r.observe(prefetch.Event{Kind: prefetch.Miss, Page: 200 * 65}, true)
+		p.outgrown.Store(1 << 62) // and it is not forgotten however slow the machine is
+		p.pumpNow()
+		if n := p.aheadPages.Load() * frame; n > c.want || n < c.want-64*frame {
+			t.Errorf("budget %d: %d bytes are under way for many streams, want %d", c.budget, n, c.want)
+		}
+		before := p.aheadPages.Load()
+		p.dropJobs(r)
+		p.addJob(aheadJob{r: r, next: 40000, end: 60000, hint: true})
+		p.pumpNow()
+		if n := p.aheadPages.Load(); n != before && before*frame >= aheadFlight {
+			t.Errorf("budget %d: %d bytes more that were named are under way", c.budget, (n-before)*frame)
+		}
+		if c.want > flight {
+			// An hour ago: nothing of it is left.
+			p.outgrown.Store(sinceStart() - int64(time.Hour))
+			if n := p.aheadLimit(true) * frame; n != flight || p.outgrown.Load() != 0 {
+				t.Errorf("budget %d: %d bytes may be under way after an hour, want %d", c.budget, n, flight)
+			}
+		}
+		s.Release()
+		p.Close()
+	}
+}
+
+// Buffers that are needed again and again stay; those that are not go.
+func TestIdleBuffersAreTrimmed(t *testing.T) {
+	const n = 20
+	bp := &bufferPool{armed: true} // it is trimmed by hand
+	trim := func() {
+		bp.trim()
+		if bp.timer != nil {
+			bp.timer.Stop()
+		}
+		bp.armed = true
+	}
+	var out []*buffer
+	take := func() {
+		for range n {
+			out = append(out, bp.get(1<<20))
+		}
+	}
+	giveBack := func() {
+		for _, b := range out {
+			bp.put(b)
+		}
+		out = out[:0]
+	}
+	for range 3 {
+		take()
+		giveBack()
+		trim()
+		if got := bp.bytes.Load(); got != n<<20 {
+			t.Fatalf("%d bytes are left of %d that are needed all the time", got, n<<20)
+		}
+	}
+	trim()
+	if got := bp.bytes.Load(); got != bufferKeep || bp.idle != bufferKeep || bp.large != bufferKeep {
+		t.Errorf("%d bytes (%d, %d idle) are left when nothing is needed, want %d", got, bp.idle, bp.large, bufferKeep)
+	}
+	for range bufferMost>>20 + 8 {
+		out = append(out, bp.get(1<<20))
+	}
+	giveBack()
+	if got := bp.bytes.Load(); got != bufferMost {
+		t.Errorf("%d bytes are idle, want %d at most", got, bufferMost)
+	}
+	trim()
+	trim()
+	if got := bp.bytes.Load(); got != bufferKeep {
+		t.Errorf("%d bytes are left in the end", got)
+	}
+	out = append(out, bp.get(1<<20))
+	giveBack()
+	for bp.free[8] != nil { // the test's own
+		bp.unmap(bp.get(1 << 20))
+	}
+}
