@@ -42,8 +42,10 @@ type alone struct {
 // take takes the place for a read that is about to be submitted, if it is the
 // only one. It is left by waitAlone.
 func (a *alone) take(p *Pager) bool {
-	// (One more may be under way whose reaper has told of it and not counted it.)
-	if p.inflight.Load() > 1 || readied.runnable.Load() != 0 || a.none.Load() || a.taken.Swap(true) {
+	// (One more may be under way whose reaper has told of it and not counted it. If
+	// it is one that was read ahead, there are more to come, and to install them is
+	// the reaper's.)
+	if p.inflight.Load() > 1 || p.aheadLoads.Load() != 0 || readied.runnable.Load() != 0 || a.none.Load() || a.taken.Swap(true) {
 		return false
 	}
 	if a.bell == nil {
@@ -67,7 +69,7 @@ func (p *Pager) waitAlone(op *waitOp) {
 		select {
 		case <-op.ch:
 		default:
-			if p.engine.Reap(8) == 0 {
+			if p.engine.Reap(1) == 0 {
 				a.bell.Wait(a.isTold)
 			}
 			continue
