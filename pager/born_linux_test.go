@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -44,8 +45,9 @@ func absentRegion(t *testing.T, pages int, o RegionOptions) (*Pager, *Region, *s
 
 // waitsWithin runs do while the pages are in a span that is being protected, and
 // returns the state in which the page waits for it to end (or has come to without
-// waiting), and whether the kernel may write to it then.
-func waitsWithin(t *testing.T, r *Region, fd, page int, do func()) (state word, writable bool) {
+// waiting), and whether the kernel may write to it then. It should be in, which the
+// page must have come to.
+func waitsWithin(t *testing.T, r *Region, fd, page int, in word, do func()) (state word, writable bool) {
 	t.Helper()
 	// Who waits for a span keeps his P, and does not stop for the collector.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
@@ -57,13 +59,13 @@ func waitsWithin(t *testing.T, r *Region, fd, page int, do func()) (state word, 
 		defer close(done)
 		do()
 	}()
+	begun := time.Now()
 	for waits := false; !waits; {
 		select {
 		case <-done:
 			waits = true
 		default:
-			s := stateOf(r, page) & stateMask
-			waits = s == stInstalling || s == stUnlocking
+			waits = stateOf(r, page)&stateMask == in || time.Since(begun) > 2*time.Second
 		}
 	}
 	for range 100 {
@@ -152,7 +154,7 @@ func TestReadToBeWrittenIsBornDirty(t *testing.T) {
 			if c.what == "a raw store" && (r.Raw() != nil || p.Stats().ParkMode != coro.InPlace) {
 				t.Skip("a store that blocks its thread has its page read by the fault server")
 			}
-			state, writable := waitsWithin(t, r, fd, 9, func() { c.do(t, p, r, s) })
+			state, writable := waitsWithin(t, r, fd, 9, c.in, func() { c.do(t, p, r, s) })
 			if state != c.in || writable {
 				t.Errorf("waits in state %d, writable: %v; want state %d", state, writable, c.in)
 			}
