@@ -25,10 +25,10 @@ import (
 // beside surprises it may have more under way: somebody is about to need it.
 const (
 	maxJobs      = 4096
-	aheadShare   = 2        // prefetch takes at most 1/aheadShare of the queue
-	aheadFlight  = 4 << 20  // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
-	manyFlight   = 16 << 20 // bytes under way that were planned, while aheadFlight is outgrown, and at most …
-	manyShare    = 8        // … 1/manyShare of the budget, as policies plan at most
+	aheadShare   = 2       // prefetch takes at most 1/aheadShare of the queue
+	aheadFlight  = 4 << 20 // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
+	manyFlight   = 8 << 20 // bytes under way that were planned, while aheadFlight is outgrown, and at most …
+	manyShare    = 8       // … 1/manyShare of the budget, as policies plan at most
 	outgrownFor  = 250 * time.Millisecond
 	aheadPlans   = 4                     // plans run ahead of the reads by so many times what may be under way
 	calmFlight   = 512 << 10             // bytes under way that were planned, while there are surprises …

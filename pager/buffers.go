@@ -42,7 +42,7 @@ var bufs bufferPool
 
 const (
 	bufferKeep  = 8 << 20
-	bufferMost  = 32 << 20 // bytes of large ones: what is under way of many streams, in powers of two
+	bufferMost  = 20 << 20 // bytes of all there are, beyond which large ones are not kept in bursts either
 	bufferLarge = 64 << 10 // bytes of one
 	trimEvery   = 250 * time.Millisecond
 )
@@ -100,7 +100,7 @@ func (bp *bufferPool) put(b *buffer) {
 	bp.mu.Lock()
 	size := int64(len(b.mem))
 	switch {
-	case size >= bufferLarge && bp.large+size > bufferMost:
+	case size >= bufferLarge && bp.large+size > bufferKeep && bp.bytes.Load() > bufferMost:
 		bp.mu.Unlock()
 		bp.unmap(b)
 		return

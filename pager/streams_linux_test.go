@@ -163,7 +163,7 @@ func TestMissOfWhatIsBeingClaimed(t *testing.T) {
 // of what is planned, within an eighth of the budget; what was named in bulk has no
 // more than before.
 func TestManyStreamsHaveMoreUnderWay(t *testing.T) {
-	for _, c := range []struct{ budget, want int64 }{{512 << 20, manyFlight}, {96 << 20, 12 << 20}, {16 << 20, 4 << 20}} {
+	for _, c := range []struct{ budget, want int64 }{{512 << 20, manyFlight}, {48 << 20, 6 << 20}, {16 << 20, 4 << 20}} {
 		s := store.NewFaulty(store.NewMemory(256<<20), store.FaultyOptions{})
 		p, r := rawMap(t, Options{Budget: c.budget}, s, RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
 		s.Hold(store.OnRead)
