@@ -42,7 +42,7 @@ var bufs bufferPool
 
 const (
 	bufferKeep  = 8 << 20
-	bufferMost  = 20 << 20 // bytes of all there are, beyond which large ones are not kept in bursts either
+	bufferMost  = 28 << 20 // bytes of all there are, beyond which large ones are not kept in bursts either
 	bufferLarge = 64 << 10 // bytes of one
 	trimEvery   = 250 * time.Millisecond
 )
