@@ -65,17 +65,8 @@ func (a *alone) take(p *Pager) bool {
 func (p *Pager) waitAlone(op *waitOp) {
 	a := &p.alone
 	a.told = op.ch
-	for {
-		select {
-		case <-op.ch:
-		default:
-			if p.engine.Reap(1) == 0 {
-				a.bell.Wait(a.isTold)
-			}
-			continue
-		}
-		break
-	}
+	a.reapUntil(p, a.isTold)
+	<-op.ch // nobody else takes it
 	if !a.owed.Load() {
 		a.taken.Store(false)
 		return
@@ -88,12 +79,18 @@ func (p *Pager) waitAlone(op *waitOp) {
 func (p *Pager) watchBell() {
 	defer p.wg.Done()
 	a := &p.alone
-	for a.owed.Load() {
-		if p.engine.Reap(8) == 0 {
-			a.bell.Wait(a.isDone)
+	a.reapUntil(p, a.isDone)
+	a.taken.Store(false)
+}
+
+// reapUntil waits at the Bell and takes completions, one after the other, until is
+// returns true.
+func (a *alone) reapUntil(p *Pager, is func() bool) {
+	for !is() {
+		if p.engine.Reap(1) == 0 {
+			a.bell.Wait(is)
 		}
 	}
-	a.taken.Store(false)
 }
 
 // done says that the read has ended.

@@ -20,8 +20,8 @@ type waker interface {
 }
 
 // newWaker is a waker, and the eventfd that the kernel is to signal.
-func newWaker(alone bool) (waker, int, error) {
-	if alone {
+func newWaker(solo bool) (waker, int, error) {
+	if solo {
 		w, err := newThreadWaker()
 		if err != nil {
 			return nil, -1, err
