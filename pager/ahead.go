@@ -24,7 +24,8 @@ import (
 // device. What policies plan goes before what the program named in bulk, and
 // beside surprises it may have more under way: somebody is about to need it.
 const (
-	maxJobs      = 4096
+	maxJobs      = 4096    // of policies, and as many that the program named
+	jobsSpare    = 512     // of these, for markers and for what is planned for two regions at once
 	aheadShare   = 2       // prefetch takes at most 1/aheadShare of the queue
 	aheadFlight  = 4 << 20 // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
 	manyFlight   = 8 << 20 // bytes under way that were planned, while aheadFlight is outgrown, and at most …
@@ -174,7 +175,7 @@ func (r *Region) consult(ev prefetch.Event) {
 	a.plan.Reset()
 	a.plan.Pages = int64(r.pageCount())
 	a.plan.PageSize = int64(r.PageSize())
-	a.plan.Room = r.p.planRoom() / r.fpp
+	a.plan.Room = r.p.planRoom(r)
 	a.plan.Budget = r.p.budget.Load() / r.fpp
 	if ev.Kind == prefetch.Miss {
 		ev.Late = r.p.foreseen(r, uint64(ev.Page))

@@ -185,3 +185,44 @@ func TestReplayOfARecordedRun(t *testing.T) {
 		}
 	}
 }
+
+// A program that has filled its memory with something else, which is in the trace too
+// but not in that order, finds the pages there all the same when it comes to what was
+// recorded, and nothing that was read ahead is evicted before its use.
+func TestReplayAfterSomethingElse(t *testing.T) {
+	const pages, set, touches, budget = 1 << 15, 20_000, 8_000, 4096
+	order := make([]int64, 0, set)
+	for _, page := range rand.New(rand.NewPCG(5, 6)).Perm(pages)[:set] {
+		order = append(order, int64(page))
+	}
+	for _, way := range []string{"Acquire", "Bytes"} {
+		var trace bytes.Buffer
+		if _, err := (&prefetch.Trace{PageSize: FrameSize, Pages: order}).WriteTo(&trace); err != nil {
+			t.Fatal(err)
+		}
+		replay, err := prefetch.Replay(&trace, prefetch.ReplayOptions{PageSize: FrameSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, r := rawMap(t, Options{Budget: budget * FrameSize}, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: true, Prefetch: replay})
+		if way == "Bytes" && r.Raw() != nil {
+			p.Close()
+			continue
+		}
+		if _, err := r.ReadAt(make([]byte, budget*FrameSize), 0); err != nil {
+			t.Fatal(err)
+		}
+		before := p.Stats()
+		touchAll(t, r, way, order[:touches])
+		s := p.Stats()
+		p.Close()
+		missed, read := s.Misses+s.Joined-before.Misses-before.Joined, (s.ReadBytes-before.ReadBytes)/FrameSize
+		t.Logf("%s: %d of %d missed, %d read, %d evicted without use", way, missed, touches, read, s.Prefetch.Unused-before.Prefetch.Unused)
+		if most := max(touches*3/100, waits(s, way, touches)); missed > most {
+			t.Errorf("%s: %d of %d pages were missed or waited for", way, missed, touches)
+		}
+		if s.ParkMode == coro.InPlace && read > touches*105/100+budget/8 {
+			t.Errorf("%s: %d pages read for %d", way, read, touches)
+		}
+	}
+}

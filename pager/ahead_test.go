@@ -243,3 +243,35 @@ func TestAdviseAmongReaders(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// Whatever a policy plans within the room it is told is read, also when no two of
+// the pages are neighbours, so that each is a job by itself: there is no more room than
+// places for those.
+func TestWhatIsPlannedWithinTheRoomIsRead(t *testing.T) {
+	const pages = 1 << 15
+	planned := int64(0)
+	policy := prefetch.Func(func(e prefetch.Event, plan *prefetch.Plan) {
+		for n := plan.Room; n > 0 && 2*planned < pages; n-- {
+			plan.Add(2*planned, 1)
+			planned++
+		}
+	})
+	s := store.NewFaulty(store.NewMemory(pages*FrameSize), store.FaultyOptions{})
+	p, r := rawMap(t, Options{Budget: 2 * pages * FrameSize}, s, RegionOptions{ReadOnly: true, Prefetch: policy})
+	defer p.Close()
+	defer s.Release()
+	s.Hold(store.OnRead)
+	for range 3 {
+		p.outgrow() // there is to be all the room that there ever is
+		r.observe(prefetch.Event{Kind: prefetch.Miss, Page: 1}, true)
+		p.pumpNow()
+	}
+	if planned < maxJobs/2 {
+		t.Errorf("room for %d pages", planned)
+	}
+	s.Release()
+	eventually(t, "all that was planned is there", func() bool {
+		n, _ := r.Residency(0, pages*FrameSize)
+		return n == planned*FrameSize
+	})
+}

@@ -18,12 +18,13 @@ type aheadJob struct {
 }
 
 type jobQueue struct {
-	mu      sync.Mutex
-	lists   [2]jobList   // what policies plan; what the program named
-	pending atomic.Int32 // jobs in both
-	planned atomic.Int64 // frames in the first
-	taken   []aheadJob   // what policies plan and is being claimed
-	takenN  atomic.Int32
+	mu       sync.Mutex
+	lists    [2]jobList   // what policies plan; what the program named
+	pending  atomic.Int32 // jobs in both
+	planned  atomic.Int64 // frames in the first
+	plannedN atomic.Int32 // jobs in it
+	taken    []aheadJob   // what policies plan and is being claimed
+	takenN   atomic.Int32
 }
 
 // jobList is a queue whose memory is used again and again.
@@ -57,7 +58,7 @@ func (p *Pager) addJob(j aheadJob) {
 			l.head = 0
 		}
 		l.jobs = append(l.jobs, j)
-		q.pending.Add(1)
+		q.count(&j, 1)
 	} else {
 		q.mu.Unlock()
 		return
@@ -66,6 +67,14 @@ func (p *Pager) addJob(j aheadJob) {
 		q.planned.Add(j.frames())
 	}
 	q.mu.Unlock()
+}
+
+// count counts n jobs like j. q.mu is held.
+func (q *jobQueue) count(j *aheadJob, n int32) {
+	if !j.hint {
+		q.plannedN.Add(n)
+	}
+	q.pending.Add(n)
 }
 
 // foreseen: the page is in a job of a policy's that waits for room, which is the
@@ -113,11 +122,11 @@ func (q *jobQueue) advance(j *aheadJob, n uint64) {
 		return
 	}
 	l := &q.lists[j.list()]
+	q.count(j, -1)
 	*j = aheadJob{}
 	if l.head++; l.head == len(l.jobs) {
 		l.jobs, l.head = l.jobs[:0], 0
 	}
-	q.pending.Add(-1)
 }
 
 // untake ends what pumpInto has said of a run that begins at first.
@@ -150,7 +159,7 @@ func (p *Pager) dropJobs(r *Region) {
 			if !j.hint {
 				q.planned.Add(-j.frames())
 			}
-			q.pending.Add(-1)
+			q.count(&j, -1)
 		}
 		clear(l.jobs[len(kept):])
 		l.jobs, l.head = kept, 0
@@ -211,9 +220,18 @@ func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
 	return room - p.aheadPages.Load(), run
 }
 
-// planRoom is what policies are told.
-func (p *Pager) planRoom() int64 {
-	return max(0, p.aheadLimit(true)*aheadPlans-p.aheadPages.Load()-p.jobs.planned.Load())
+// planRoom is what policies are told, in pages of r. Each of them may become a job
+// by itself; one for which there is no place would be forgotten here and taken for
+// read there.
+func (p *Pager) planRoom(r *Region) int64 {
+	frames := p.aheadLimit(true)*aheadPlans - p.aheadPages.Load() - p.jobs.planned.Load()
+	return max(0, min(frames/r.fpp, p.jobs.places()))
+}
+
+// places is how many more jobs of policies there may be, besides markers and what
+// is planned at the same time for other regions.
+func (q *jobQueue) places() int64 {
+	return int64(maxJobs - jobsSpare - q.plannedN.Load())
 }
 
 // pumpNow starts jobs outside of a batch.

@@ -14,8 +14,9 @@ type ReplayOptions struct {
 	// out to have another, nothing is replayed.
 	PageSize int64
 	// Batch is how much is sorted and read together, in bytes; 0: 4 MiB.
-	// Ahead is how far the batches run ahead of the program; 0: 32 MiB. At
-	// most a quarter of the budget is used.
+	// Ahead is how far the batches run ahead of the program; 0: 32 MiB. Both
+	// together stay within the eighth of the budget that the default eviction
+	// policy grants to pages nobody has used yet.
 	Batch, Ahead int64
 }
 
@@ -25,10 +26,11 @@ type ReplayOptions struct {
 // program has come is seen from its misses and touches; one page of each batch
 // is left out as a marker, the first to be touched.
 //
-// Pages the trace does not know, and all that happens when the trace has been
-// read ahead to its end, are left to [Readahead]. A program that goes another
-// way than the trace is followed once 64 misses and touches in a row lie beyond
-// what was planned.
+// Pages the trace does not know, and all that happens elsewhere than where the
+// program is believed to be in it, are left to [Readahead]. Misses and touches
+// that go along the trace somewhere else, further on or before, say that the
+// program is there; those that have nothing to do with its order stop the
+// reading until some in a row are where it was believed to be.
 //
 // Errors are those of r, and [ErrTrace].
 func Replay(r io.Reader, o ReplayOptions) (Policy, error) {
@@ -50,14 +52,31 @@ func Replay(r io.Reader, o ReplayOptions) (Policy, error) {
 		batch:    max(o.Batch/t.PageSize, 1),
 		ahead:    max(o.Ahead/t.PageSize, 1),
 		after:    newReadahead(ReadaheadOptions{}),
+		trust:    sure,
 	}
 	p.load(t.Pages)
 	return p, nil
 }
 
-// maxStrays is how many events in a row may lie beyond what was planned before
-// the program is believed to be there: one goroutine of many may be.
-const maxStrays = 64
+// Whether the program is where it is believed to be. An event there is worth
+// inPlace, one further on takes 1, unless it goes along with others there; with
+// less than sure nothing is planned. Events that have nothing to do with the
+// trace's order fall into the window now and then, and each of them would carry
+// it on, to the end of the trace at last.
+const (
+	inPlace = 4
+	sure    = 4 * inPlace
+	surest  = 16 * inPlace
+)
+
+// How many events, each further on than the one before it, bring the program to
+// another place: more while it is believed to be where it was, since one
+// goroutine of many may go ahead; few where that has been planned already.
+const (
+	movedOn  = 64
+	foundAt  = 16
+	hurrying = 4
+)
 
 type replay struct {
 	pageSize     int64
@@ -67,9 +86,19 @@ type replay struct {
 	pages []int64 // the same, sorted
 	at    []int32 // of pages: where in order
 
-	reached int64 // pages of order that the program is known to have come to
-	planned int64 // pages of order that have been planned
-	strays  int
+	reached int64   // pages of order that the program is known to have come to
+	planned int64   // pages of order that have been planned
+	marks   []int64 // where in order the markers are, from reached on
+	trust   int     // see sure
+
+	// Events elsewhere: the place behind the last that went on there, and how many
+	// more did than did not.
+	elsewhere int64
+	rises     int
+
+	// What has become of pages while Readahead planned nothing of its own.
+	told, ours Feedback
+	apart      bool // the last event was left to Readahead
 
 	sorted []int64 // pages of the batch planned last
 	left   []int64 // of these, still to be handed out when there is room
@@ -109,23 +138,31 @@ func (r *replay) Observe(e Event, plan *Plan) {
 	if e.Kind != Miss && e.Kind != Touch {
 		return
 	}
-	if r.done() || plan.pageSize() != r.pageSize {
-		r.after.Observe(e, plan)
-		return
+	r.apart = true
+	if plan.pageSize() == r.pageSize {
+		if i, known := slices.BinarySearch(r.pages, e.Page); known && r.follow(int64(r.at[i])) {
+			plan.Known = true
+			r.fill(plan)
+			r.apart = r.done()
+		}
 	}
-	i, known := slices.BinarySearch(r.pages, e.Page)
-	if !known {
+	if r.apart {
 		r.after.Observe(e, plan)
-		return
 	}
-	r.follow(int64(r.at[i]))
-	r.fill(plan)
 }
 
-// Learn implements Learner.
+// Learn implements Learner. Readahead is told of what has come of pages since it
+// was asked last.
 func (r *replay) Learn(f Feedback) {
-	if r.done() {
-		r.after.Learn(f)
+	if !r.apart {
+		r.ours.Issued += f.Issued - r.told.Issued
+		r.ours.Used += f.Used - r.told.Used
+		r.ours.Unused += f.Unused - r.told.Unused
+		r.ours.Late += f.Late - r.told.Late
+	}
+	r.told = f
+	if r.apart {
+		r.after.Learn(Feedback{f.Issued - r.ours.Issued, f.Used - r.ours.Used, f.Unused - r.ours.Unused, f.Late - r.ours.Late})
 	}
 }
 
@@ -134,30 +171,88 @@ func (r *replay) done() bool {
 	return r.planned >= int64(len(r.order)) && len(r.left) == 0
 }
 
-// follow takes note that the program has touched the page at place i of order.
-func (r *replay) follow(i int64) {
-	switch {
-	case i < r.reached:
-		r.strays = 0
-	case i < r.planned+r.batch:
-		r.strays = 0
-		r.reached = i + 1
-	default:
-		if r.strays++; r.strays < maxStrays {
-			return
+// follow takes note that the program has touched the page at place i of order,
+// and reports whether that is where it is.
+func (r *replay) follow(i int64) bool {
+	ahead := i >= r.reached && i < r.planned+r.batch
+	if ahead && (i < r.reached+r.near() || r.marked(i)) {
+		if r.trust = min(r.trust+inPlace, surest); r.trust < sure {
+			return false
 		}
-		r.strays = 0
-		r.reached, r.planned, r.left = i+1, i, nil
+		r.rises = 0
+		r.reach(i)
+		return true
 	}
+	// Behind, it may be somebody who is slow, or a page that was evicted; nothing
+	// says that the program has left.
+	if !r.goesOn(i) && i >= r.reached {
+		r.trust = max(r.trust-1, 0)
+	}
+	need := movedOn
+	switch {
+	case ahead:
+		need = hurrying
+	case r.trust < sure:
+		need = foundAt
+	}
+	if r.rises < need {
+		return false
+	}
+	r.rises, r.trust = 0, max(r.trust, sure)
+	if !ahead {
+		r.planned, r.left, r.marks = i, nil, r.marks[:0]
+	}
+	r.reach(i)
+	return true
+}
+
+// near is how far on an event may be and be of a program that goes along the trace:
+// of many goroutines one comes before the others. What is planned further ahead
+// is also hit by chance, and that would lead away from the program.
+func (r *replay) near() int64 { return r.batch/4 + 1 }
+
+func (r *replay) reach(i int64) {
+	r.reached = i + 1
+	for len(r.marks) > 0 && r.marks[0] <= i {
+		r.marks = slices.Delete(r.marks, 0, 1)
+	}
+}
+
+// marked: the page at place i of order is a marker.
+func (r *replay) marked(i int64) bool {
+	_, found := slices.BinarySearch(r.marks, i)
+	return found
+}
+
+// goesOn reports whether an event at place i, where the program is not believed to
+// be, goes along with others there.
+func (r *replay) goesOn(i int64) bool {
+	switch at := r.elsewhere; {
+	case i >= at && i < at+r.batch:
+		r.elsewhere = i + 1
+		r.rises++
+	case i < at && i >= at-r.near():
+		// Of several goroutines one comes later; but it proves nothing.
+	case r.rises > 0:
+		r.rises--
+		return false
+	default:
+		r.elsewhere = i + 1
+		return false
+	}
+	return true
 }
 
 // fill plans batches until the program's lead is used up or there is no room.
 func (r *replay) fill(plan *Plan) {
-	ahead := r.ahead
+	ahead, batch := r.ahead, min(r.batch, r.ahead/4+1)
 	if plan.Budget > 0 {
-		ahead = min(ahead, plan.Budget/4)
+		// Of the batch that is being used, pages are evicted before their use if
+		// those behind them fill the share.
+		share := plan.Budget / aheadShare
+		batch = min(batch, share/5+1)
+		ahead = min(ahead, share-batch)
 	}
-	batch := min(r.batch, ahead/4+1)
 	room := plan.Room
 	for {
 		for len(r.left) > 0 && room > 0 {
@@ -178,18 +273,19 @@ func (r *replay) fill(plan *Plan) {
 }
 
 // next sorts the next batch. The page of it that the program will touch first
-// is left out, unless the program is there already.
+// is left out, unless the program is there already or there is no other.
 func (r *replay) next(batch int64, plan *Plan) {
 	b := r.order[r.planned:min(r.planned+batch, int64(len(r.order)))]
-	marked := r.planned > r.reached
+	at, marked := r.planned, r.planned > r.reached && len(b) > 1
 	r.planned += int64(len(b))
 	r.sorted = r.sorted[:0]
-	for _, p := range b {
+	for i, p := range b {
 		switch {
 		case p >= plan.Pages:
 		case marked:
 			marked = false
 			plan.Mark(p)
+			r.marks = append(r.marks, at+int64(i))
 		default:
 			r.sorted = append(r.sorted, p)
 		}

@@ -26,6 +26,15 @@ func replayOf(t *testing.T, trace []byte, o ReplayOptions) Policy {
 	return mustReplay(t, trace, o)
 }
 
+// distinct is n different pages in a random order.
+func distinct(seed uint64, n int, pages int64) []int64 {
+	order := make([]int64, 0, n)
+	for _, p := range rand.New(rand.NewPCG(seed, 0)).Perm(int(pages))[:n] {
+		order = append(order, int64(p))
+	}
+	return order
+}
+
 func mustReplay(t interface{ Fatal(...any) }, trace []byte, o ReplayOptions) Policy {
 	p, err := Replay(bytes.NewReader(trace), o)
 	if err != nil {
@@ -105,7 +114,7 @@ func TestReplayGivesWay(t *testing.T) {
 			for _, r := range s.plan.Runs {
 				n += r.N
 				for q := r.First; q < r.First+r.N; q++ {
-					if at[q] > i+int(budget/4)+1 {
+					if at[q] > i+int(budget/aheadShare) {
 						t.Fatalf("budget %d: at access %d planned access %d", budget, i, at[q])
 					}
 				}
@@ -138,6 +147,76 @@ func TestReplayFollows(t *testing.T) {
 	s = newSimulator(replayOf(t, trace, ReplayOptions{}), 1<<20, 1<<16)
 	if got := s.run(mixed); got.misses > 1600 {
 		t.Errorf("with one who is ahead: %d misses of 20,000", got.misses)
+	}
+}
+
+// A program whose first accesses have nothing to do with the order of the trace, as
+// those that fill its caches, is found when it comes to it, at the beginning or
+// wherever it begins, as is one that goes through it again; and until then nothing
+// is read for it.
+func TestReplayFindsItsPlaceAgain(t *testing.T) {
+	const pages, set, budget = 1 << 18, 60_000, 1 << 15
+	order := distinct(11, set, pages)
+	trace, _, _ := recorded(t, order, pages, budget)
+	noise := random(12, 20_000, set)
+	for i := range noise {
+		noise[i] = order[noise[i]]
+	}
+	for _, c := range []struct {
+		name   string
+		before []int64
+		most   int64 // read ahead meanwhile
+	}{
+		{"a scan over all pages", scan(0, budget, 1), budget + budget/20},
+		{"a scan beside the trace and a bit of it", slices.Concat(scan(0, 1000, 1), order[40_000:50_000]), 12_000 + budget/aheadShare},
+		{"other pages in another order", noise, set / 4},
+		{"the same before", order, set},
+	} {
+		for _, mode := range []string{"raw", "held markers", "touches seen"} {
+			s := newSimulator(replayOf(t, trace, ReplayOptions{}), pages, budget)
+			s.sees, s.holds = mode == "touches seen", mode == "held markers"
+			for _, p := range c.before {
+				s.access(p)
+			}
+			before := s.stats
+			got := s.run(order)
+			n := got.misses - before.misses
+			t.Logf("%-40s %-12s %d read ahead before, then %d misses of %d", c.name, mode, before.issued, n, set)
+			if n > set*3/100 {
+				t.Errorf("%s (%s): %d of %d pages missed", c.name, mode, n, set)
+			}
+			if before.issued > c.most {
+				t.Errorf("%s (%s): %d pages read ahead", c.name, mode, before.issued)
+			}
+		}
+	}
+}
+
+// A goroutine that touches the pages of the trace at random, beside the one that goes
+// along it, takes nothing from it.
+func TestReplayBesideOthers(t *testing.T) {
+	const pages, set, budget = 1 << 18, 60_000, 1 << 15
+	order := distinct(13, set, pages)
+	trace, _, _ := recorded(t, order, pages, budget)
+	other := random(14, set, set)
+	for _, every := range []int{20, 4, 2} {
+		for _, mode := range []string{"held markers", "touches seen"} {
+			s := newSimulator(replayOf(t, trace, ReplayOptions{}), pages, budget)
+			s.sees, s.holds = mode == "touches seen", mode == "held markers"
+			var missed int64
+			for i, p := range order {
+				was := s.stats.misses
+				s.access(p)
+				missed += s.stats.misses - was
+				if i%every == 0 {
+					s.access(order[other[i]])
+				}
+			}
+			t.Logf("one in %d %-12s: %d misses", every, mode, missed)
+			if missed > set*3/100 {
+				t.Errorf("beside one in %d at random (%s): %d of %d pages missed", every, mode, missed, set)
+			}
+		}
 	}
 }
 
