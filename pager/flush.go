@@ -93,6 +93,7 @@ func (p *Pager) feedOne() bool {
 	f.hungry = append(f.hungry[:0], f.hungry[1:]...)
 	f.mu.Unlock()
 	if list := s.next(most); len(list) > 0 {
+		s.flushEarly(p.engine)
 		p.hunger(s) // behind the others, until its list is empty
 		p.writeBack(list, writeSync)
 	}

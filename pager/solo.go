@@ -97,12 +97,12 @@ func (e *soloEngine) Submit(ops []*aio.Op) {
 	e.a.below.Submit(ops)
 }
 
-// work calls more, which may start some, and runs completions, again and again
-// until none is in flight or ctx ends.
-func (e *soloEngine) work(ctx context.Context, more func()) {
+// work calls more, which may start some and then says so, and runs completions,
+// again and again until none is in flight or ctx ends.
+func (e *soloEngine) work(ctx context.Context, more func() bool) {
 	for ctx.Err() == nil {
-		more()
-		if e.Reap(64) > 0 {
+		started := more()
+		if e.Reap(64) > 0 || started {
 			continue
 		}
 		if e.InFlight() == 0 || e.Wait(ctx) != nil {
@@ -115,10 +115,15 @@ func (e *soloEngine) work(ctx context.Context, more func()) {
 // pageDone.
 func (s *SyncOp) runSolo(ctx context.Context, e *soloEngine) {
 	p := s.r.p
-	e.work(ctx, func() {
-		for !p.enoughInFlight() && s.writeSome(e) {
+	e.work(ctx, func() bool {
+		s.flushEarly(e)
+		ios := p.opt.QueueDepth / 2
+		if s.early.busy.Load() {
+			ios = max(ios, earlyAhead)
 		}
+		started := !p.inFlight(ios) && s.writeSome(e)
 		p.reapSome(8) // reads of others, where there is no other P
+		return started
 	})
 	if s.hasMore() {
 		p.hunger(s)
@@ -129,7 +134,7 @@ func (s *SyncOp) runSolo(ctx context.Context, e *soloEngine) {
 	} else {
 		// What is under way in a system call could not be left.
 		s.partDone(e)
-		e.work(ctx, func() {})
+		e.work(ctx, func() bool { return false })
 	}
 	if e.InFlight() > 0 {
 		go e.a.drain()

@@ -17,7 +17,8 @@ import (
 //
 // A SyncOp goes through the pages of its range that are dirty when it begins,
 // starts the writes that are not under way, waits for all of them page by
-// page, and then flushes the store once. A page whose write was under way when
+// page, and then flushes the store (one of many pages also does so in between:
+// earlyflush.go). A page whose write was under way when
 // the op began, and that had been written to again by then, is written a
 // second time. No goroutine waits with an op.
 //
@@ -44,6 +45,7 @@ type SyncOp struct {
 	again  map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
 	flushO aio.Op
 	track  tracked
+	early  earlyFlush
 }
 
 // SyncEventfd is SyncRange that does not wait: efd, an eventfd of the caller
@@ -241,6 +243,7 @@ func (s *SyncOp) list() bool {
 	s.mu.Lock()
 	s.todo = list
 	s.mu.Unlock()
+	s.early.mark = s.left.Load()
 	return len(list) > 0
 }
 
@@ -467,21 +470,27 @@ func (s *SyncOp) partDone(e aio.Engine) {
 func flushDone(op *aio.Op) {
 	s := op.Arg.(*SyncOp)
 	s.r.p.tracks.remove(&s.track)
-	if err := op.Err; err != nil {
-		r := s.r
-		if errors.Is(err, aio.ErrClosed) {
-			err = ErrClosed
-		} else {
-			err = r.fault("flush", s.first, err)
-			r.write.mu.Lock()
-			if r.write.flushErr == nil {
-				r.write.flushErr = err
-			}
-			r.write.mu.Unlock()
-		}
-		s.fail(err)
-	}
+	s.flushed(op.Err)
 	s.finish()
+}
+
+// flushed tells the op how a flush has ended. One that has failed is kept.
+func (s *SyncOp) flushed(err error) {
+	if err == nil {
+		return
+	}
+	r := s.r
+	if errors.Is(err, aio.ErrClosed) {
+		err = ErrClosed
+	} else {
+		err = r.fault("flush", s.first, err)
+		r.write.mu.Lock()
+		if r.write.flushErr == nil {
+			r.write.flushErr = err
+		}
+		r.write.mu.Unlock()
+	}
+	s.fail(err)
 }
 
 func (s *SyncOp) finish() {

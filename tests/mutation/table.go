@@ -305,8 +305,26 @@ var table = []mutation{
 	{
 		name:  "clear-sticky-flush",
 		what:  "a failed flush is told once and forgotten",
-		edits: []edit{{"pager/sync.go", "\t\t\tif r.write.flushErr == nil {\n\t\t\t\tr.write.flushErr = err\n\t\t\t}\n", ""}},
+		edits: []edit{{"pager/sync.go", "\t\tif r.write.flushErr == nil {\n\t\t\tr.write.flushErr = err\n\t\t}\n", ""}},
 		pkg:   "tests/hostile", test: "TestFailedFlushIsSticky", quick: true,
+	},
+	{
+		name:  "early-flush-is-enough",
+		what:  "a Sync that has flushed while it wrote does not flush at its end",
+		edits: []edit{{"pager/sync.go", "\tif failed != nil || s.nothing() {\n", "\tif failed != nil || s.nothing() || !s.early.began.IsZero() {\n"}},
+		pkg:   "pager", test: "TestSyncOfManyFlushesEarly", quick: true,
+	},
+	{
+		name:  "early-flush-not-waited-for",
+		what:  "a Sync ends while a flush that it has started is under way",
+		edits: []edit{{"pager/earlyflush.go", "|| !s.onePartMore() {", "{"}, {"pager/earlyflush.go", "\tf.busy.Store(false)\n\ts.pageDone()\n", "\tf.busy.Store(false)\n"}},
+		pkg:   "pager", test: "TestASyncWaitsForItsEarlyFlush",
+	},
+	{
+		name:  "early-flush-error-lost",
+		what:  "a flush that fails while its Sync still writes is not told",
+		edits: []edit{{"pager/earlyflush.go", "\ts.flushed(op.Err)\n", ""}},
+		pkg:   "pager", test: "TestAnEarlyFlushThatFails",
 	},
 	{
 		name:  "failed-write-is-clean",
