@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -25,12 +26,25 @@ const (
 	chunk    = 1 << 20
 )
 
-// run starts ops and waits until all have ended. The first error wins. It does
-// not matter whether somebody else reaps the engine as well.
+// scattered is the most transfers of single pages under way. Reads that somebody
+// waits for go through the same engine to the same device and stand behind
+// them.
+const scattered = 32
+
+// run carries ops out, so many at a time, and waits until they have ended. After
+// an error, of which the first wins, no more are started. It does not matter
+// whether somebody else reaps the engine as well.
 func (m medium) run(ops []*aio.Op) error {
-	if len(ops) == 0 {
-		return nil
+	for some := range slices.Chunk(ops, scattered) {
+		if err := m.together(some); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// together is run for ops that are all started at once.
+func (m medium) together(ops []*aio.Op) error {
 	over := make(chan struct{})
 	var left atomic.Int64
 	left.Store(int64(len(ops)))

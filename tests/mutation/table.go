@@ -327,6 +327,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestAnEarlyFlushThatFails",
 	},
 	{
+		name:  "checkpoint-crowds",
+		what:  "a checkpoint starts all its writes at once, in front of reads that somebody waits for",
+		edits: []edit{{"pager/journal/medium.go", "const scattered = 32\n", "const scattered = 4096\n"}},
+		pkg:   "pager", test: "TestCheckpointLeavesRoomForReads",
+	},
+	{
 		name:  "failed-write-is-clean",
 		what:  "a page whose write failed becomes clean",
 		edits: []edit{{"pager/writeback.go", "\t\tcase ok:\n", "\t\tcase ok || true:\n"}},
