@@ -26,10 +26,18 @@ import (
 //
 // The buffers are few, and the oldest goes first. One that was copied from to its
 // end goes at once, back to where the next read finds it in the cache.
+//
+// Many scans at once have more between the device and themselves than the shelf
+// holds: most buffers would be put off before their turn, having only kept the reads
+// from memory that is in the cache, and a larger shelf makes that worse. So what has
+// become of the pages is counted, and where less than half were copied nothing is
+// kept for a while.
 const (
 	shelfBytes = 4 << 20 // what a scan has between the device and the program
 	shelfShare = 8       // and at most 1/shelfShare of the budget
 	shelfMost  = 64      // buffers: a search goes through them
+	shelfTrial = 1024    // pages of which it is known what became of them
+	shelfRest  = 256     // buffers that are not kept when it was no use
 )
 
 type shelf struct {
@@ -37,6 +45,10 @@ type shelf struct {
 	list  []shelved // oldest first
 	bytes int
 	n     atomic.Int32 // of list
+
+	// Pages copied, and pages put off before that, of this trial; and how many
+	// buffers are not kept from now on.
+	copied, wasted, rest int
 }
 
 // shelved is the buffer of a load.
@@ -63,13 +75,19 @@ func (p *Pager) shelve(l *load) {
 	if size > most {
 		return
 	}
-	l.buf.lent.Add(1)
 	s := &p.shelf
 	var out [shelfMost]*buffer
 	n := 0
 	s.mu.Lock()
+	if s.rest > 0 {
+		s.rest--
+		s.mu.Unlock()
+		return
+	}
+	l.buf.lent.Add(1)
 	var gens []uint32
 	for len(s.list) > 0 && (len(s.list) == shelfMost || s.bytes+size > most) {
+		s.wasted += s.list[0].left
 		gens = s.list[0].gens
 		out[n] = s.pop(0)
 		n++
@@ -77,10 +95,22 @@ func (p *Pager) shelve(l *load) {
 	s.list = append(s.list, shelved{l.r, l.first, append(gens[:0], l.gens...), l.buf, len(l.gens)})
 	s.bytes += size
 	s.n.Store(int32(len(s.list)))
+	s.judge()
 	s.mu.Unlock()
 	for _, buf := range out[:n] {
 		bufs.put(buf)
 	}
+}
+
+// judge ends a trial. s.mu is held.
+func (s *shelf) judge() {
+	if s.copied+s.wasted < shelfTrial {
+		return
+	}
+	if s.wasted > s.copied {
+		s.rest = shelfRest
+	}
+	s.copied, s.wasted = 0, 0
 }
 
 // pop takes out the i-th buffer; the caller puts it back. s.mu is held.
@@ -109,6 +139,7 @@ func (s *shelf) take(r *Region, page uint64, gen uint32) (buf *buffer, off int) 
 			continue
 		}
 		off = int(at << r.shift)
+		s.copied++
 		if h.left--; h.left == 0 {
 			return s.pop(i), off // with the share of the shelf
 		}

@@ -276,3 +276,49 @@ func TestScansByReadAtBesideAWriter(t *testing.T) {
 		t.Error("nothing was read ahead")
 	}
 }
+
+// Where buffers are put off the shelf before anybody has come to their pages, none is
+// kept for a while; where scans come to them, all are.
+func TestTheShelfRestsWhereItIsNoUse(t *testing.T) {
+	const each, reads = 16, 600
+	for _, c := range []struct {
+		what string
+		come bool
+		rest bool
+	}{{"nobody comes", false, true}, {"a scan comes", true, false}} {
+		p, r := rawMap(t, Options{Budget: 64 << 20}, store.NewMemory(reads*each*FrameSize), RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
+		if !sp.trap {
+			p.Close()
+			t.Skip("no trap: ReadAt pins the page")
+		}
+		rested := 0
+		for i := range uint64(reads) {
+			l := &load{r: r, first: i * each, buf: bufs.get(each * FrameSize)}
+			for range each {
+				l.gens = append(l.gens, 1)
+			}
+			p.shelf.mu.Lock()
+			rests := p.shelf.rest > 0
+			p.shelf.mu.Unlock()
+			p.shelve(l)
+			for page := l.first; c.come && page < l.first+each; page++ {
+				buf, _ := p.shelf.take(r, page, 1)
+				if buf == nil {
+					t.Fatalf("%s: page %d is not there", c.what, page)
+				}
+				bufs.put(buf)
+			}
+			bufs.put(l.buf) // as landed does
+			if rests {
+				rested++
+			}
+		}
+		if !c.rest && rested != 0 || c.rest && (rested < shelfRest || rested > reads-shelfTrial/each) {
+			t.Errorf("%s: %d of %d buffers were not kept", c.what, rested, reads)
+		}
+		if n := p.shelf.n.Load(); c.come && n != 0 {
+			t.Errorf("%s: %d buffers are left", c.what, n)
+		}
+		p.Close()
+	}
+}
