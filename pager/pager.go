@@ -58,7 +58,6 @@ type Pager struct {
 
 	keeping atomic.Bool // somebody is in keepRoom
 	evictMu sync.Mutex
-	moves   atomic.Bool // some region's pages are moved, see move.go
 	ev      evictState
 	shared  *domain
 	domains []*domain // guarded by evictMu
