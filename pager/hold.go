@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,8 @@ import (
 // row, the page is pinned for it: until the goroutine faults somewhere else,
 // which shows that it has moved on, or for a while. An instruction may need
 // four pages, so the last holdPages of a goroutine are kept as long as it stays
-// at the same instruction.
+// at the same instruction; half of what can be pinned at most, unless it is its
+// turn (turn.go).
 const (
 	holdPages = 4
 	holdShort = time.Millisecond // after that, if somebody needs the room
@@ -49,6 +51,7 @@ type holdTable struct {
 	last  *goHold
 	spare *goHold
 	n     atomic.Int32 // goroutines with holds
+	turn  turn
 }
 
 func (t *holdTable) unlink(h *goHold) {
@@ -83,7 +86,9 @@ func (t *holdTable) recycle(h *goHold) {
 // lastFault remembers the last fault of goroutines. Only the parker uses it.
 var lastFault [4096]struct {
 	g, page, pc uintptr
-	n           int // faults in a row at the same instruction
+	n           int                // faults in a row at the same instruction
+	pages       [holdPages]uintptr // the last ones there, distinct
+	back        int                // faults in a row on one of these: in vain
 }
 
 // refault notes the fault and says whether the goroutine's last one was on the
@@ -93,14 +98,25 @@ func refault(pk coro.Parked) (again, stuck bool) {
 	e := &lastFault[pk.G>>5*0x9E3779B97F4A7C15>>52]
 	page := pk.Addr >> frameShift
 	again = e.g == pk.G && e.page == page
-	if e.g == pk.G && e.pc == pk.PC {
+	same := e.g == pk.G && e.pc == pk.PC
+	if same {
 		e.n++
 	} else {
-		e.n = 0
+		e.n, e.pages = 0, [holdPages]uintptr{}
+	}
+	if same && slices.Contains(e.pages[:], page) {
+		e.back++
+	} else {
+		e.back = 0
+		copy(e.pages[1:], e.pages[:])
+		e.pages[0] = page
 	}
 	e.g, e.page, e.pc = pk.G, page, pk.PC
-	if r := regionAt(pk.Addr); r != nil && r.p.holds.n.Load() != 0 {
-		r.p.movedOn(pk)
+	if r := regionAt(pk.Addr); r != nil {
+		through := r.p.holds.mayTakeTurn(pk.G, e.back)
+		if r.p.holds.n.Load() != 0 {
+			r.p.movedOn(pk, through)
+		}
 	}
 	return again, e.n > 8
 }
@@ -108,9 +124,13 @@ func refault(pk coro.Parked) (again, stuck bool) {
 // addHold keeps the pin on page, which the caller has, for the goroutine.
 func (p *Pager) addHold(r *Region, page uint64, pk coro.Parked) {
 	t := &p.holds
-	limit := int(min(max(p.pinnable.Load()/p.largestPage.Load()/2, 1), holdPages))
+	most := p.pinnable.Load() / p.largestPage.Load()
+	limit := int(min(max(most/2, 1), holdPages))
 	var out heldPage
 	t.mu.Lock()
+	if t.turn.arrived(pk.G) {
+		limit = int(min(max(most, 1), holdPages))
+	}
 	h := t.byG[pk.G]
 	if h == nil {
 		if h = t.spare; h != nil {
@@ -153,12 +173,12 @@ func (p *Pager) addHold(r *Region, page uint64, pk coro.Parked) {
 }
 
 // movedOn releases what is held for a goroutine that faults anew, at another
-// instruction.
-func (p *Pager) movedOn(pk coro.Parked) {
+// instruction, or at the same one for other pages.
+func (p *Pager) movedOn(pk coro.Parked, through bool) {
 	t := &p.holds
 	t.mu.Lock()
 	h := t.byG[pk.G]
-	if h == nil || h.pc == pk.PC {
+	if h == nil || h.pc == pk.PC && !through {
 		t.mu.Unlock()
 		return
 	}
@@ -179,15 +199,18 @@ func (p *Pager) letGo(h *goHold) {
 	p.holds.recycle(h)
 }
 
-// dropHold releases the oldest hold if it is older than d. Somebody needs room;
-// he looks for it himself.
-func (p *Pager) dropHold(d time.Duration) bool {
+// dropHold releases the oldest hold if it is older than d; not that of whose turn
+// it is if turns count. Somebody needs room; he looks for it himself.
+func (p *Pager) dropHold(d time.Duration, turns bool) bool {
 	t := &p.holds
 	if t.n.Load() == 0 {
 		return false
 	}
 	t.mu.Lock()
 	h := t.first
+	if turns && h != nil && t.turn.isOf(h.g) {
+		h = h.next
+	}
 	if h == nil || time.Since(h.since) < d {
 		t.mu.Unlock()
 		return false
@@ -200,7 +223,7 @@ func (p *Pager) dropHold(d time.Duration) bool {
 
 // dropHolds releases all that has been held for longer than d.
 func (p *Pager) dropHolds(d time.Duration) (n int) {
-	for p.dropHold(d) {
+	for p.dropHold(d, false) {
 		n++
 	}
 	return n

@@ -86,16 +86,21 @@ func (p *Pager) enqueue(op *waitOp) {
 	p.serveLine()
 }
 
-// append puts op at the end of line k. l.mu is held.
+// append puts op at the end of line k, or, if it is first served, at its head.
+// l.mu is held.
 func (p *Pager) append(k int, op *waitOp) {
 	q := &p.line.queue[k]
 	op.inLine, op.nextInLine = true, nil
-	if q.tail == nil {
+	switch {
+	case q.tail == nil:
+		q.head, q.tail = op, op
+	case k == lineFrames && op.isPark && op.passed == 0 && op.parked.G == p.holds.turn.g.Load():
+		op.nextInLine = q.head
 		q.head = op
-	} else {
+	default:
 		q.tail.nextInLine = op
+		q.tail = op
 	}
-	q.tail = op
 	p.waiting.Add(1)
 	p.lineLen[k].Add(1)
 	if k == lineCredits {
@@ -184,12 +189,12 @@ func (p *Pager) serveFirst(k int) bool {
 				p.credits.give(saved, true)
 			}
 		}()
+		op.passed++
 		moved := l.queue[k].head == op && l.queue[k].tail != op
 		if moved {
 			p.unlink(k, op)
 			p.append(k, op)
 		}
-		op.passed++
 		first := l.queue[k].head.passed
 		l.mu.Unlock()
 		return moved && first < op.passed
@@ -242,7 +247,7 @@ func (p *Pager) reserveFor(op *waitOp) room {
 		return roomNotHere // a commit holds the stores to its region
 	}
 	creds := op.credits() - op.saved
-	if creds > 0 && !p.takeOrDrop(creds) {
+	if creds > 0 && !p.takeOrDrop(creds, op.isPark) {
 		if load64(&p.w.dirty) > 0 {
 			p.flushForRoom() // dirty pages have credits too
 		}
@@ -263,12 +268,12 @@ func (p *Pager) reserveFor(op *waitOp) room {
 	default:
 		// It waits for other holds to end, which they do soon, but for nobody
 		// else's pins: a raw access goes on without being held.
-		if held = p.takeOrDrop(op.need); !held && p.holds.n.Load() > 0 {
+		if held = p.takeOrDrop(op.need, true); !held && p.holds.others(op.parked.G) > 0 {
 			return roomNone
 		}
 	}
 	got := p.reserve(op.r, op.need)
-	for got != roomMade && p.dropHold(holdShort) {
+	for got != roomMade && p.dropHold(holdShort, op.isPark) {
 		got = p.reserve(op.r, op.need)
 	}
 	switch {
@@ -283,10 +288,11 @@ func (p *Pager) reserveFor(op *waitOp) room {
 }
 
 // takeOrDrop takes credits, letting go of the oldest holds for them one by one:
-// what the others have must not be torn apart for nothing.
-func (p *Pager) takeOrDrop(n int64) bool {
+// what the others have must not be torn apart for nothing. Parked accesses
+// respect turns.
+func (p *Pager) takeOrDrop(n int64, turns bool) bool {
 	for !p.credits.take(n) {
-		if !p.dropHold(holdShort) {
+		if !p.dropHold(holdShort, turns) {
 			return false
 		}
 	}

@@ -555,6 +555,18 @@ var table = []mutation{
 		pkg:   "pager", test: "TestHoldsEndByThemselves",
 	},
 	{
+		name:  "a-turn-is-torn-apart",
+		what:  "what is held for whose turn it is is dropped while the next page is read, which takes longer",
+		edits: []edit{{"pager/hold.go", "if turns && h != nil && t.turn.isOf(h.g) {", "if false {"}},
+		pkg:   "pager", test: "TestACrowdTakesTurns/load_from_afar",
+	},
+	{
+		name:  "no-turns",
+		what:  "nobody gets the turn, however often he misses in vain what he had",
+		edits: []edit{{"pager/turn.go", "now == 0 && misses >= turnMisses", "now == 0 && misses < 0"}},
+		pkg:   "pager", test: "TestACrowdTakesTurns",
+	},
+	{
 		name:  "close-ignores-pins",
 		what:  "Close takes away memory that is pinned",
 		edits: []edit{{"pager/region.go", "\t\tp.dropHolds(0)\n\t\treturn !r.pinned()\n", "\t\tp.dropHolds(0)\n\t\treturn true\n"}, {"pager/region.go", "_, w = r.d.look(page)\n\t\t\tif w&stateMask == stResident && w&pinMask == 0 {", "_, w = r.d.look(page)\n\t\t\tif w&stateMask == stResident {"}},
