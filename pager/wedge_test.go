@@ -7,6 +7,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -222,6 +224,13 @@ func TestWedgedRawAccess(t *testing.T) {
 				RegionOptions{ReadOnly: true, OnReadError: Wait, Prefetch: prefetch.None()})
 			if r.Raw() != nil {
 				t.Skip(r.Raw())
+			}
+			if mode == coro.Block {
+				// A thread that is blocked has its P until the page comes, and the page
+				// comes when this goroutine has run again: no stop of the world may
+				// come in between, which would wait for that P.
+				defer debug.SetGCPercent(debug.SetGCPercent(-1))
+				runtime.GC() // ends what is under way
 			}
 			if err := unix.Truncate(name, 4*FrameSize); err != nil {
 				t.Fatal(err)

@@ -143,7 +143,8 @@ func (r *replay) Observe(e Event, plan *Plan) {
 		if i, known := slices.BinarySearch(r.pages, e.Page); known && r.follow(int64(r.at[i])) {
 			plan.Known = true
 			r.fill(plan)
-			r.apart = r.done()
+			// What ends here is planned already: Readahead must not plan it again.
+			r.apart = r.done() && len(plan.Runs)+len(plan.Marks) == 0
 		}
 	}
 	if r.apart {
