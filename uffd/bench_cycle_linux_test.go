@@ -3,6 +3,7 @@ package uffd
 import (
 	"fmt"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +116,77 @@ func BenchmarkCycleRuns(b *testing.B) {
 				_ = sum
 			})
 		}
+	}
+}
+
+// BenchmarkCycleHuge is the same with 2 MiB at a time, of which 64 are there: copied, or
+// moved in from a buffer that may be a huge page and, when they go, back to it.
+func BenchmarkCycleHuge(b *testing.B) {
+	const (
+		huge  = 2 << 20
+		pages = 256
+		room  = 64
+	)
+	for _, move := range []bool{false, true} {
+		b.Run(fmt.Sprintf("move=%v", move), func(b *testing.B) {
+			needs(b, FeatureMove)
+			u := open(b, APIWriteProtect|APIMove)
+			align := func(addr uintptr) uintptr { return (addr + huge - 1) &^ (huge - 1) }
+			base := align(region(b, u, (pages+1)*huge/pageSize))
+			src := align(memory(b, 2*huge/pageSize))
+			buf := unsafe.Slice(at(src), huge)
+			_ = unix.Madvise(buf, unix.MADV_HUGEPAGE)
+			if err := u.Register(src, huge, RegisterWP); err != nil {
+				b.Fatal(err)
+			}
+			all := func(done int64, errno uintptr) {
+				if errno != 0 || done != huge {
+					b.Helper()
+					b.Fatal(done, unix.Errno(errno))
+				}
+			}
+			sum := byte(0)
+			cycle := func(i uintptr) {
+				addr := base + i%pages*huge
+				if i >= room {
+					old := Range{base + (i-room)%pages*huge, huge}
+					if move {
+						all(RawMove(u.Fd(), src, old.Addr, huge, 0))
+					} else {
+						_, errno := RawZap(&old, 1)
+						mustErrno(b, errno)
+					}
+				}
+				for off := uintptr(0); off < huge && i < room; off += pageSize {
+					buf[off] = 1 // once; afterwards it has memory
+				}
+				buf[0], buf[huge-1] = byte(i), byte(i) // all of it by the device, in real life
+				if move {
+					all(RawMove(u.Fd(), addr, src, huge, 0))
+					mustErrno(b, RawWriteProtect(u.Fd(), addr, huge, ProtectWP))
+				} else {
+					all(RawCopy(u.Fd(), addr, src, huge, CopyWP))
+				}
+				for off := uintptr(0); off < huge; off += pageSize {
+					sum += *at(addr + off)
+				}
+				if *at(addr) != byte(i) || *at(addr + huge - 1) != byte(i) {
+					b.Fatal("it reads differently where it has come to")
+				}
+			}
+			i := uintptr(0)
+			for ; i < 2*room; i++ {
+				cycle(i)
+			}
+			before := processCPU()
+			b.ResetTimer()
+			for range b.N {
+				cycle(i)
+				i++
+			}
+			b.ReportMetric(float64(processCPU()-before)/float64(b.N*huge/int(pageSize)), "cpu-ns/4KiB")
+			_ = sum
+		})
 	}
 }
 
