@@ -96,7 +96,7 @@ func (r *Region) dropClean(pr pageRange) {
 			return
 		}
 		p.evictMu.Lock()
-		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0])
+		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
 		left := 0
 		for i := range batch {
 			if batch[i].ok {

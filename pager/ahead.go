@@ -292,7 +292,7 @@ func (r *Region) lateTouch(page uint64) {
 // arrived shows the policy the bytes of a finished load, which is still in its
 // buffer.
 func (r *Region) arrived(l *load) {
-	if !r.ahead.wants.Load() || l.op.Err != nil || l.op.Buf == nil {
+	if !r.ahead.wants.Load() || l.op.Err != nil || l.op.Buf == nil || l.buf.spent {
 		return
 	}
 	for i := range l.gens {

@@ -191,7 +191,7 @@ func TestNeighboursLeaveAsOneRange(t *testing.T) {
 		}
 		ranges := make([]uffd.Range, len(batch))
 		p.evictMu.Lock()
-		frames, _ := zapBatch(&batch[0], len(batch), &ranges[0])
+		frames, _ := zapBatch(&batch[0], len(batch), &ranges[0], nil)
 		for _, e := range batch {
 			r.domain.policy.Remove(pageKey(e.d, e.page))
 		}

@@ -97,17 +97,23 @@ func (d *desc) unborn(first uint64, n int) {
 	}
 }
 
-// mapRun maps n pages from src, and says how many. Either all or none, but those
+// mapRun maps n pages from src, and says how many; with move (a page of 2 MiB) it may take
+// the memory of src for that, see move.go. Either all or none, but those
 // that are to be dirty: they are of one frame each, and one that has been mapped
 // may have been stored to although the next could not be.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (d *desc) mapRun(first uint64, src unsafe.Pointer, n int, dirty bool) (done int, errno uintptr) {
+func (d *desc) mapRun(first uint64, src unsafe.Pointer, n int, dirty, move bool) (done int, errno uintptr) {
 	size := uintptr(n) << d.shift
 	if !dirty {
-		if errno = mapPages(d.addr(first), src, size, true); errno != 0 {
+		if move {
+			errno = moveIn(d.addr(first), src, size)
+		} else {
+			errno = mapPages(d.addr(first), src, size, true)
+		}
+		if errno != 0 {
 			n = 0
 		}
 		return n, errno

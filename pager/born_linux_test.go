@@ -232,7 +232,7 @@ func TestWhatIsBornDirty(t *testing.T) {
 				}
 			} else {
 				var res [1]installResult
-				installGroup(d, uint64(page), &gen, 1, unsafe.Pointer(&src.mem[0]), &res[0])
+				installGroup(d, uint64(page), &gen, 1, unsafe.Pointer(&src.mem[0]), false, &res[0])
 				if res[0].code != installDone || res[0].old&^genMask&^stateMask != c.extra {
 					t.Errorf("%s: %+v", c.what, res[0])
 				}
@@ -296,7 +296,7 @@ func TestBornAmongOthers(t *testing.T) {
 			r.p.w.takeFrames(1)
 			_, gens[i], _ = d.claim(uint64(first+i), extra)
 		}
-		installGroup(d, uint64(first), &gens[0], len(wants), unsafe.Pointer(&mem[0]), &res[0])
+		installGroup(d, uint64(first), &gens[0], len(wants), unsafe.Pointer(&mem[0]), false, &res[0])
 		return res
 	}
 	writable := func(page int) bool { return kernelMayWrite(t, r, fd, page) }

@@ -14,10 +14,11 @@ import (
 
 // buffer is memory for one I/O: off the heap, page aligned, faulted in.
 type buffer struct {
-	mem  []byte
-	next *buffer
-	cold bool         // idle, and without memory
-	lent atomic.Int32 // holders beside the one who got it; each calls put
+	mem   []byte
+	next  *buffer
+	cold  bool         // idle, and without memory
+	spent bool         // its memory is a page now, see move.go
+	lent  atomic.Int32 // holders beside the one who got it; each calls put
 }
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
@@ -33,6 +34,7 @@ type bufferPool struct {
 	large int64       // of these, in large ones
 	low   int64       // the least that large was since the last trim
 	armed bool        // there will be another
+	empty *buffer     // idle ones of hugeBytes whose memory has become pages
 	timer *time.Timer
 	bytes atomic.Int64
 }
@@ -67,15 +69,22 @@ func (bp *bufferPool) get(n int) *buffer {
 		bp.mu.Unlock()
 		return b
 	}
+	size := FrameSize << c
+	if size == hugeBytes {
+		b := bp.getEmpty()
+		bp.mu.Unlock()
+		if b == nil {
+			b = &buffer{mem: mapHuge()}
+		}
+		bp.bytes.Add(hugeBytes)
+		return b
+	}
 	bp.mu.Unlock()
 	// Small ones come sixteen to a mapping, of which there may not be many.
-	size := FrameSize << c
 	count := max(1, 64<<10/size)
 	m, err := unix.MmapPtr(-1, 0, nil, uintptr(size*count), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
-		// No address space or no memory for a few KiB: nothing in this
-		// process will work any more.
-		panic("pager: no memory for an I/O buffer: " + err.Error())
+		noBuffer(err)
 	}
 	bp.bytes.Add(int64(size * count))
 	var first *buffer
@@ -90,6 +99,10 @@ func (bp *bufferPool) get(n int) *buffer {
 	return first
 }
 
+// noBuffer: there is no address space or no memory for a few KiB, and nothing in this
+// process will work any more.
+func noBuffer(err error) { panic("pager: no memory for an I/O buffer: " + err.Error()) }
+
 // put gives back a holder's share of b; the last one's ends its use.
 func (bp *bufferPool) put(b *buffer) {
 	if b == nil || b.lent.Add(-1) >= 0 {
@@ -100,6 +113,11 @@ func (bp *bufferPool) put(b *buffer) {
 	bp.mu.Lock()
 	size := int64(len(b.mem))
 	switch {
+	case b.spent:
+		bp.bytes.Add(-size)
+		bp.putEmpty(b)
+		bp.mu.Unlock()
+		return
 	case size >= bufferLarge && bp.large+size > bufferKeep && bp.bytes.Load() > bufferMost:
 		bp.mu.Unlock()
 		bp.unmap(b)

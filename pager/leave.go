@@ -64,6 +64,7 @@ type evictState struct {
 	left    int         // pages of which EventListener.Evicted is to be told
 	credits int64       // given back since evictMu was locked
 	ranges  [maxEvictBatch]uffd.Range
+	spares  spares
 	take    func(evict.Page) evict.Verdict // takeVictim as a value, made once
 }
 
@@ -253,7 +254,13 @@ func (p *Pager) framesOf(dm *domain) int64 {
 // zap unmaps the batch. evictMu is held.
 func (p *Pager) zap(dm *domain) (freed int64) {
 	ev := &p.ev
-	frames, credits := zapBatch(&ev.batch[0], ev.n, &ev.ranges[0])
+	if p.moves.Load() {
+		ev.spares.take(&bufs)
+	}
+	frames, credits := zapBatch(&ev.batch[0], ev.n, &ev.ranges[0], &ev.spares)
+	if ev.spares.n > 0 {
+		ev.spares.give(&bufs)
+	}
 	ev.credits += credits
 	left := 0
 	for i := range ev.batch[:ev.n] {
@@ -281,7 +288,7 @@ func (p *Pager) zap(dm *domain) (freed int64) {
 }
 
 // zapBatch takes the batch from Resident to Missing: mark, unmap all with one
-// system call, release. Entries whose word has changed since they were judged
+// system call (or move the memory to spares), release. Entries whose word has changed since they were judged
 // stay. It returns the frames that became free, which are the caller's, and says
 // how many credits it has given back. From the first mark to the last release
 // nobody can stop it.
@@ -289,17 +296,21 @@ func (p *Pager) zap(dm *domain) (freed int64) {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames, credits int64) {
+func zapBatch(first *zapEntry, n int, ranges *uffd.Range, to *spares) (frames, credits int64) {
 	held := coro.Unstopped()
-	k := 0
+	k, left := 0, false
 	for i := 0; i < n; i++ {
 		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
 		pw, w := e.d.look(e.page)
 		if pw == nil || w != e.seen || !bare.Cas64(pw, w, w&^stateMask|stEvicting) {
 			continue
 		}
-		e.ok = true
+		e.ok, left = true, true
 		addr, size := e.d.addr(e.page), e.d.pageSize()
+		if bare.Load32(&e.d.flags)&descMoves != 0 && to != nil && to.used < to.n && moveOut(to.at(to.used), addr, size) {
+			to.used++
+			continue
+		}
 		if k > 0 {
 			// What a scan leaves behind it is one range, in whichever direction.
 			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k-1)*unsafe.Sizeof(uffd.Range{})))
@@ -316,7 +327,7 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames, credits int64
 		r.Addr, r.Len = addr, size
 		k++
 	}
-	if k == 0 {
+	if !left {
 		coro.Stoppable(held)
 		return 0, 0
 	}
@@ -330,7 +341,9 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range) (frames, credits int64
 		// Before the pages are let go: whoever calls credits in waits for that.
 		first.d.words.returnKept(credits)
 	}
-	uffd.RawZap(ranges, k)
+	if k > 0 {
+		uffd.RawZap(ranges, k)
+	}
 	k = 0
 	for i := 0; i < n; i++ {
 		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))

@@ -290,12 +290,13 @@ func (p *Pager) finish(l *load, err error) {
 	if err != nil && l.owns() {
 		p.readFailed(r, l.first, len(l.gens), err)
 	}
-	if err == nil && l.kind == ahead && r.ahead.copied.Load() {
+	move := err == nil && l.moves()
+	if err == nil && !move && l.kind == ahead && r.ahead.copied.Load() {
 		p.shelve(l)
 	}
 	for i := 0; i < len(l.gens); i += groupMax {
 		k := min(groupMax, len(l.gens)-i)
-		p.finishGroup(l, i, k, err)
+		p.finishGroup(l, i, k, move, err)
 	}
 	if l.kind == demand {
 		p.stats.missLatency.add(time.Since(l.begun))
@@ -412,8 +413,8 @@ func (p *Pager) readFailed(r *Region, first uint64, n int, err error) {
 	})
 }
 
-// finishGroup installs k pages of l from the i-th.
-func (p *Pager) finishGroup(l *load, i, k int, err error) {
+// finishGroup installs k pages of l from the i-th; move: see move.go.
+func (p *Pager) finishGroup(l *load, i, k int, move bool, err error) {
 	r := l.r
 	first := l.first + uint64(i)
 	var res [groupMax]installResult
@@ -429,7 +430,10 @@ func (p *Pager) finishGroup(l *load, i, k int, err error) {
 	}
 	marks := err == nil && l.marks && l.holdBack(i, k, res[:k])
 	if err == nil {
-		installGroup(r.d, first, &l.gens[i], k, unsafe.Pointer(&l.op.Buf[i<<r.shift]), &res[0])
+		installGroup(r.d, first, &l.gens[i], k, unsafe.Pointer(&l.op.Buf[i<<r.shift]), move, &res[0])
+		if move && res[0].code != installLost {
+			l.buf.spent = true
+		}
 		why := evict.Demand
 		if l.kind == ahead {
 			why = evict.Prefetch
@@ -479,14 +483,14 @@ const (
 	installFailed // the kernel refused; the page is Loading again
 )
 
-// installGroup maps k consecutive pages from src, as far as their generations
-// are still the owner's. From Loading to Resident, or to Dirty, nobody can stop it, so
+// installGroup maps k consecutive pages from src, or moves it there, as far as their
+// generations are still the owner's. From Loading to Resident, or to Dirty, nobody can stop it, so
 // nobody waits long for the state between.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer, res *installResult) {
+func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer, move bool, res *installResult) {
 	held := coro.Unstopped()
 	for i := 0; i < k; {
 		// The longest run that is still ours, and is mapped in the same way.
@@ -513,7 +517,7 @@ func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer
 		}
 		if n > 0 {
 			dirty = dirty && d.readyBorn(first+uint64(i), n)
-			done, e := d.mapRun(first+uint64(i), unsafe.Add(src, uintptr(i)<<d.shift), n, dirty)
+			done, e := d.mapRun(first+uint64(i), unsafe.Add(src, uintptr(i)<<d.shift), n, dirty, move)
 			for j := i; j < i+n; j++ {
 				pw, _ := d.look(first + uint64(j))
 				rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(j)*unsafe.Sizeof(installResult{})))

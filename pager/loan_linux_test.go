@@ -122,7 +122,7 @@ func TestWaitersOfAPageThatLeftAreToldByTheNext(t *testing.T) {
 	defer bufs.put(buf)
 	install := func(gen uint32) word {
 		var res [1]installResult
-		installGroup(r.d, 5, &gen, 1, unsafe.Pointer(&buf.mem[0]), &res[0])
+		installGroup(r.d, 5, &gen, 1, unsafe.Pointer(&buf.mem[0]), false, &res[0])
 		if res[0].code != installDone {
 			t.Fatalf("not installed: %+v", res[0])
 		}

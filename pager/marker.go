@@ -126,7 +126,7 @@ func (p *Pager) install(m marker) {
 	l.r, l.first, l.kind = m.r, m.page, ahead
 	l.gens = append(l.gens, m.gen)
 	l.op.Buf = m.buf.mem[:1<<m.r.shift]
-	p.finishGroup(l, 0, 1, nil)
+	p.finishGroup(l, 0, 1, false, nil)
 	*l = load{gens: l.gens[:0]}
 	loadPool.Put(l)
 	bufs.put(m.buf)

@@ -101,7 +101,9 @@ type RegionOptions struct {
 	SpillLimit int64  // 0: the size of the region
 
 	// PageSize is the unit of paging in bytes, a power of two from FrameSize
-	// to MaxPageSize. 0: FrameSize.
+	// to MaxPageSize. 0: FrameSize. Pages of MaxPageSize of a read-only region are
+	// moved to their place instead of being copied, as huge pages if the kernel has
+	// any (Linux 6.17; UFFDIO_MOVE in ioctl_userfaultfd(2)).
 	PageSize int
 
 	// MaxSize is how far Resize may grow the region. 0: the store's size.

@@ -58,6 +58,7 @@ type Pager struct {
 
 	keeping atomic.Bool // somebody is in keepRoom
 	evictMu sync.Mutex
+	moves   atomic.Bool // some region's pages are moved, see move.go
 	ev      evictState
 	shared  *domain
 	domains []*domain // guarded by evictMu

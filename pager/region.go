@@ -32,6 +32,7 @@ type Region struct {
 	scarce *uint32        // the pager's
 	shift  uint32
 	fpp    int64 // frames per page
+	moves  bool  // pages are moved in, see move.go
 	name   string
 	store  store.Store
 	opt    RegionOptions
@@ -301,6 +302,11 @@ func (r *Region) setFlags(o RegionOptions) error {
 	d := r.d
 	if o.ReadOnly {
 		d.flags |= descReadOnly
+		if sp.moves && d.pageSize() == hugeBytes {
+			r.moves = true
+			d.flags |= descMoves
+			r.p.moves.Store(true)
+		}
 	}
 	if r.opt.Prefetch != prefetch.None() {
 		d.flags |= descNotices
@@ -474,7 +480,7 @@ func (r *Region) evictAll() {
 		for _, e := range batch {
 			r.domain.policy.Remove(pageKey(e.d, e.page))
 		}
-		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0])
+		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
 		p.evictMu.Unlock()
 		p.unreserve(frames)
 		batch = batch[:0]

@@ -170,7 +170,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 			return
 		}
 		p.evictMu.Lock()
-		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0])
+		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
 		for i := range batch {
 			if batch[i].ok {
 				r.domain.policy.Remove(pageKey(batch[i].d, batch[i].page))

@@ -57,6 +57,7 @@ type space struct {
 	trap   bool  // faults come to decide
 	rawErr error // why there is no raw access, nil if there is
 	wp     bool  // write-protect faults are to be had
+	moves  bool  // pages may be moved in, see move.go
 
 	leaves   unsafe.Pointer
 	leafMeta unsafe.Pointer
@@ -130,11 +131,12 @@ func (s *space) setupLocked() error {
 
 // openUffd makes raw access possible, or says why it is not.
 func (s *space) openUffd() error {
-	f, err := uffd.Open(uffd.APISigbus, uffd.APIWriteProtect)
+	f, err := uffd.Open(uffd.APISigbus, uffd.APIWriteProtect|uffd.APIMove)
 	if err != nil {
 		return unsupported("no userfaultfd: %v", err)
 	}
 	s.wp = f.API()&uffd.APIWriteProtect != 0
+	s.moves = s.wp && f.API()&uffd.APIMove != 0 && movesSafely()
 	if err := coro.Supported(); err != nil {
 		// Faults come as Go faults only: View can restart, Bytes cannot wait.
 		s.uffd, s.fd = f, f.Fd()

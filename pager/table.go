@@ -130,6 +130,7 @@ const (
 	descNotices                // misses of the fault server are told to the prefetcher
 	descRestart                // every fault becomes a Go fault
 	descWaitError              // OnReadError: Wait
+	descMoves                  // pages are moved, see move.go
 	descSideOwn                // a page's place in the side store is its own offset
 )
 

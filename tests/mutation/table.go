@@ -95,6 +95,24 @@ var table = []mutation{
 		pkg:   "pager", test: "TestLargePagesAreOpenedWhole", quick: true,
 	},
 	{
+		name:  "moved-page-open",
+		what:  "a page that was moved in is left writable, as it arrives",
+		edits: []edit{{"pager/move.go", "errno = protectVia(dst, at, true)", "errno = 0"}},
+		pkg:   "pager", test: "TestMovedPagesAreProtected", quick: true,
+	},
+	{
+		name:  "moved-and-shelved",
+		what:  "the buffer of a page that is moved to its place is kept for ReadAt to copy from",
+		edits: []edit{{"pager/load.go", "err == nil && !move && l.kind == ahead", "err == nil && l.kind == ahead"}},
+		pkg:   "pager", test: "TestScanOfMovedPages", quick: true,
+	},
+	{
+		name:  "moved-and-looked-at",
+		what:  "a page is moved out of the buffer in which the policy wants to look at it",
+		edits: []edit{{"pager/move.go", " && !l.r.ahead.wants.Load()", ""}},
+		pkg:   "pager", test: "TestPagesThatAreLookedAtAreNotMoved", quick: true,
+	},
+	{
 		name:  "through-and-for-store",
 		what:  "a page that is written through counts as writable if somebody has joined to store to it",
 		edits: []edit{{"pager/through.go", "flagWaited|flagForStore, 0)", "flagWaited, 0)"}},
