@@ -113,7 +113,9 @@ func (bp *bufferPool) put(b *buffer) {
 	bp.mu.Lock()
 	size := int64(len(b.mem))
 	switch {
-	case b.spent:
+	case b.spent && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil:
+		// (What of it could not be moved was still there.)
+		b.spent = false
 		bp.bytes.Add(-size)
 		bp.putEmpty(b)
 		bp.mu.Unlock()
@@ -134,6 +136,7 @@ func (bp *bufferPool) put(b *buffer) {
 	default:
 		bp.idle += size
 	}
+	b.spent = false
 	b.next = bp.free[c]
 	bp.free[c] = b
 	bp.mu.Unlock()

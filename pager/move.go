@@ -182,13 +182,8 @@ func (bp *bufferPool) getEmpty() *buffer {
 	return b
 }
 
-// putEmpty puts back a buffer whose memory has become a page. mu is held.
+// putEmpty puts back a buffer of hugeBytes without memory. mu is held.
 func (bp *bufferPool) putEmpty(b *buffer) {
-	if b.spent {
-		// What of it could not be moved is still there.
-		_ = unix.Madvise(b.mem, unix.MADV_DONTNEED)
-		b.spent = false
-	}
 	b.next, bp.empty = bp.empty, b
 }
 
