@@ -65,10 +65,14 @@ func scanRows(p int) []compareRow {
 	mmap := func(advice string) compareRow {
 		return compareRow{Name: "mmap-" + advice + "-1g", Group: groupMmap, Way: wayMmap, Procs: p, Goroutines: 1, Advice: advice}
 	}
+	large := func(way string) compareRow {
+		return compareRow{Name: way + "-1g-2m", Group: groupPager, Way: way, Procs: p, Goroutines: 1, PageSize: pager.MaxPageSize, Direct: true}
+	}
 	return []compareRow{
 		{Name: referenceSeq, Group: groupDevice, Way: wayDevice, Procs: p, Goroutines: 8, Chunk: chunkSize, Direct: true},
 		{Name: "fio-seq", Group: groupDevice, Way: wayFio, Procs: 1, Goroutines: 8, Chunk: chunkSize, Direct: true},
 		{Name: "readat-1g", Group: groupPager, Way: wayReadAt, Procs: p, Goroutines: 1, Direct: true},
+		large(wayBytes), large(wayAcquire),
 		mmap("sequential"), mmap("normal"),
 		{Name: "pread-direct-1m", Group: groupPread, Way: wayPread, Procs: p, Goroutines: 1, Chunk: chunkSize, Direct: true},
 	}

@@ -47,9 +47,10 @@ type compareRow struct {
 	Direct     bool   `json:"direct"`           // past the page cache
 	Warm       bool   `json:"warm,omitempty"`   // the whole file is in the page cache, and memory is not limited
 	Unlimited  bool   `json:"unlimited,omitempty"`
-	Chunk      int64  `json:"chunk,omitempty"`    // bytes that the device, fio or pread reads at a time; 0: a block
-	Prefetch   string `json:"prefetch,omitempty"` // of the pager: its policy, if not the default
-	Bulk       bool   `json:"bulk,omitempty"`     // a WillNeed of the other half of the file goes on meanwhile
+	Chunk      int64  `json:"chunk,omitempty"`     // bytes that the device, fio or pread reads at a time; 0: a block
+	PageSize   int    `json:"page_size,omitempty"` // of the pager, if not the default
+	Prefetch   string `json:"prefetch,omitempty"`  // of the pager: its policy, if not the default
+	Bulk       bool   `json:"bulk,omitempty"`      // a WillNeed of the other half of the file goes on meanwhile
 }
 
 const (
