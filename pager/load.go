@@ -49,6 +49,7 @@ type load struct {
 	tries  uint32 // that were repeated, see retry.go
 	seat   uint64 // where the rescuer finds it, 0: nowhere
 	alone  bool   // it rings the Bell, see alone.go
+	stays  bool   // what it reads is copied, not moved; see move.go
 }
 
 var loadPool = sync.Pool{New: func() any { return new(load) }}
@@ -296,7 +297,10 @@ func (p *Pager) finish(l *load, err error) {
 	}
 	for i := 0; i < len(l.gens); i += groupMax {
 		k := min(groupMax, len(l.gens)-i)
-		p.finishGroup(l, i, k, move, err)
+		if p.finishGroup(l, i, k, move, err) {
+			p.readAnew(l)
+			return
+		}
 	}
 	if l.kind == demand {
 		p.stats.missLatency.add(time.Since(l.begun))
@@ -378,7 +382,7 @@ func (p *Pager) readSingly(l *load, err error) {
 	b.free()
 }
 
-// readAnew reads the pages of a load again, one by one, from where they are now.
+// readAnew reads the pages of a load again, one by one, from where they are now, to be copied.
 func (p *Pager) readAnew(l *load) {
 	b := newBatch()
 	for i, gen := range l.gens {
@@ -386,7 +390,7 @@ func (p *Pager) readAnew(l *load) {
 		l.r.active.Add(1)
 		s.r, s.first, s.kind, s.marks, s.begun = l.r, l.first+uint64(i), l.kind, l.marks, l.begun
 		s.from, s.at = l.r.sourceOf(s.first)
-		s.stored = bare.Load64(&l.r.d.stored)
+		s.stored, s.stays = bare.Load64(&l.r.d.stored), true
 		s.gens = append(s.gens, gen)
 		if s.kind == ahead {
 			p.aheadLoads.Add(1)
@@ -413,8 +417,9 @@ func (p *Pager) readFailed(r *Region, first uint64, n int, err error) {
 	})
 }
 
-// finishGroup installs k pages of l from the i-th; move: see move.go.
-func (p *Pager) finishGroup(l *load, i, k int, move bool, err error) {
+// finishGroup installs k pages of l from the i-th; move: see move.go. It says whether they
+// have to be read again.
+func (p *Pager) finishGroup(l *load, i, k int, move bool, err error) (again bool) {
 	r := l.r
 	first := l.first + uint64(i)
 	var res [groupMax]installResult
@@ -462,10 +467,13 @@ func (p *Pager) finishGroup(l *load, i, k int, move bool, err error) {
 			}
 		case res[j].code == installLost:
 			p.settle(r, page)
+		case res[j].code == installFailed && res[j].errno == errnoReadAgain:
+			again = true
 		case res[j].code == installFailed:
 			p.failPage(r, page, l.gens[i+j], stLoading, r.fault("map", page, errnoError(uintptr(res[j].errno))))
 		}
 	}
+	return again
 }
 
 type installResult struct {

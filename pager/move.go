@@ -24,6 +24,12 @@ import (
 // Whatever cannot be moved (the kernel has the frame pinned, or a child shares it) is
 // copied, or thrown away.
 //
+// The kernel's word on what it has not moved cannot be trusted. If somebody touches the
+// page just then, which gives it a page table, Linux 6.18 moves all of it frame by frame,
+// forgets that it has, tries again and says EEXIST: to copy from the buffer then would make
+// the page one of zeros. So whenever something else is said than that it is done, that the
+// frame is busy, or that such memory is never moved, the page is read again, and copied.
+//
 // Only there, because a page arrives writable, whatever the region's protection, and
 // is protected with a second call. A store in between would not be noticed: in a
 // writable region it would be lost with the next eviction. In a read-only one it is
@@ -62,35 +68,42 @@ func atLeast(release string, want [2]int) bool {
 // moves: what l has read is moved to its place, and not in its buffer any more when
 // that is over. So not if a policy wants to see it there.
 func (l *load) moves() bool {
-	return l.r.moves && len(l.buf.mem) == hugeBytes && !l.r.ahead.wants.Load()
+	return l.r.moves && !l.stays && len(l.buf.mem) == hugeBytes && !l.r.ahead.wants.Load()
 }
 
 // moveTurns bounds how often a frame is tried that the kernel has pinned: it lets go of
 // one a moment after the read from the device is complete.
 const moveTurns = 100
 
-// moveFrames moves what it can of n bytes at src to dst, from the beginning, and says how
-// many bytes that is.
+// moveFrames moves n bytes at src to dst. Otherwise it says how many bytes were moved, from
+// the beginning, and errno is EBUSY or EINVAL if that is to be believed.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func moveFrames(dst, src, n uintptr, turns int) (at uintptr) {
+func moveFrames(dst, src, n uintptr, turns int) (at, errno uintptr) {
 	for turn := 0; turn < turns; turn++ {
-		done, e := moveVia(sp.fd, dst+at, src+at, n-at, 0)
-		if at += uintptr(done); at == n || e != uintptr(syscall.EAGAIN) && e != uintptr(syscall.EBUSY) {
+		var done int64
+		done, errno = moveVia(sp.fd, dst+at, src+at, n-at, 0)
+		if at += uintptr(done); at == n {
+			return n, 0
+		}
+		if errno != uintptr(syscall.EAGAIN) && errno != uintptr(syscall.EBUSY) {
 			break
 		}
 		relax(turn)
 	}
-	return at
+	return at, errno
 }
 
 // moveVia is uffd.RawMove where it may fail; see cleanVia.
 var moveVia = uffd.RawMove
 
+const errnoReadAgain = 1<<21 + 2 // nobody knows where the bytes are
+
 // moveIn makes n bytes at dst present, write-protected, with the frames of src, and
-// copies what cannot be moved. All or nothing, like mapPages.
+// copies what cannot be moved. All or nothing, like mapPages; in the second case src may
+// have lost its bytes: certainly with errnoReadAgain.
 //
 //go:nosplit
 //go:norace
@@ -99,7 +112,11 @@ func moveIn(dst uintptr, src unsafe.Pointer, n uintptr) (errno uintptr) {
 	// A fault has left a page table there, for which the kernel would break the
 	// huge page up.
 	unmapVia(dst, n)
-	at := moveFrames(dst, uintptr(src), n, moveTurns)
+	at, e := moveFrames(dst, uintptr(src), n, moveTurns)
+	if e != 0 && e != uintptr(syscall.EBUSY) && e != uintptr(syscall.EINVAL) {
+		unmapVia(dst, n)
+		return errnoReadAgain
+	}
 	if at > 0 {
 		errno = protectVia(dst, at, true)
 	}
@@ -119,11 +136,11 @@ func moveIn(dst uintptr, src unsafe.Pointer, n uintptr) (errno uintptr) {
 //go:norace
 //go:nocheckptr
 func moveOut(buf, page, n uintptr) bool {
-	at := moveFrames(buf, page, n, 1)
-	if at > 0 && at < n {
-		unmapVia(buf, at)
+	_, errno := moveFrames(buf, page, n, 1)
+	if errno != 0 {
+		unmapVia(buf, n)
 	}
-	return at == n
+	return errno == 0
 }
 
 // spares are empty buffers for the memory of pages that leave.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -40,7 +41,7 @@ func movedRegion(t *testing.T, bytes int64, budget int64, o RegionOptions) (*Pag
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.ReadOnly, o.PageSize = true, hugeBytes
+	o.ReadOnly, o.PageSize, o.HugePages = true, hugeBytes, true
 	r, err := p.Map(st, o)
 	if err != nil {
 		t.Fatal(err)
@@ -84,11 +85,34 @@ func countMoves(t *testing.T, r *Region) (in, out *atomic.Int64) {
 	return in, out
 }
 
+// noIdleBuffers takes out what other tests have left, beyond which buffers get no memory
+// from pages that leave.
+func noIdleBuffers(t *testing.T) {
+	var out []*buffer
+	for size := bufferLarge; size <= hugeBytes; size *= 2 {
+		for {
+			bufs.mu.Lock()
+			none := bufs.free[bufferClass(size)] == nil
+			bufs.mu.Unlock()
+			if none {
+				break
+			}
+			out = append(out, bufs.get(size))
+		}
+	}
+	t.Cleanup(func() {
+		for _, b := range out {
+			bufs.put(b)
+		}
+	})
+}
+
 // Pages of 2 MiB of a read-only region come and go without being copied, whoever reads
 // them in whatever way, and read as the file does; the last one, of which the file has
 // only a part, ends in zeros.
 func TestLargePagesAreMoved(t *testing.T) {
 	const pages, size = 12, 11*hugeBytes + 5*FrameSize + 24
+	noIdleBuffers(t)
 	_, r := movedRegion(t, size, 5, RegionOptions{Prefetch: prefetch.None()})
 	in, out := countMoves(t, r)
 	var wg sync.WaitGroup
@@ -194,7 +218,7 @@ func TestWhatCannotBeMovedIsCopied(t *testing.T) {
 		{"not of this kind", 0, 0, unix.EINVAL},
 		{"a part", 3, 1 << 40, unix.EINVAL},
 		{"in parts", 128, 1 << 40, unix.EAGAIN},
-		{"now and then", 512, 5, unix.ENOMEM},
+		{"now and then", 512, 5, unix.EBUSY},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			_, r := movedRegion(t, 8*hugeBytes, 4, RegionOptions{Prefetch: prefetch.None()})
@@ -234,6 +258,42 @@ func TestWhatCannotBeMovedIsCopied(t *testing.T) {
 				t.Error("nothing was to be moved")
 			}
 		})
+	}
+}
+
+// What the kernel says it has not moved may have been: it is read again.
+func TestMovedAndDenied(t *testing.T) {
+	for _, part := range []uintptr{hugeBytes, 3 * FrameSize, 0} {
+		for _, errno := range []unix.Errno{unix.EEXIST, unix.ENOENT, unix.ENOMEM} {
+			_, r := movedRegion(t, 6*hugeBytes, 4, RegionOptions{Prefetch: prefetch.None()})
+			in := int64(0)
+			moveVia = func(fd int, dst, src, n uintptr, mode uint64) (int64, uintptr) {
+				if dst-uintptr(r.base) < uintptr(r.Len()) {
+					in++
+				}
+				if part > 0 {
+					if done, errno := uffd.RawMove(fd, dst, src, part, mode); errno != 0 || uintptr(done) != part {
+						t.Error(done, unix.Errno(errno))
+					}
+				}
+				return 0, uintptr(errno)
+			}
+			t.Cleanup(func() { moveVia = uffd.RawMove })
+			b := make([]byte, hugeBytes)
+			for range 2 {
+				for page := range int64(6) {
+					if _, err := r.ReadAt(b, page*hugeBytes); err != nil {
+						t.Fatal(err)
+					}
+					if !checkWords(t, errno.Error(), b, page*hugeBytes) {
+						return
+					}
+				}
+			}
+			if reads := int64(r.p.Stats().Reads); in == 0 || reads < 2*in {
+				t.Errorf("%d reads, although %d pages were denied", reads, in)
+			}
+		}
 	}
 }
 
@@ -333,6 +393,39 @@ func TestEmptyBuffers(t *testing.T) {
 	}
 	bp.unmap(a)
 	bp.unmap(b)
+}
+
+// Pages that cannot be huge, or not be moved, are refused.
+func TestHugePagesOfWhat(t *testing.T) {
+	p, err := New(Options{Budget: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, o := range []RegionOptions{
+		{HugePages: true, PageSize: hugeBytes},
+		{HugePages: true, ReadOnly: true},
+		{HugePages: true, ReadOnly: true, PageSize: hugeBytes / 2},
+		{HugePages: true, Private: true, PageSize: hugeBytes},
+	} {
+		if r, err := p.Map(store.NewMemory(hugeBytes), o); err == nil || !strings.Contains(err.Error(), "HugePages") {
+			t.Errorf("%+v: %v", o, err)
+			if err == nil {
+				r.Close()
+			}
+		}
+	}
+	// Without it pages of that size are copied.
+	r, err := p.Map(store.NewMemory(hugeBytes), RegionOptions{ReadOnly: true, PageSize: hugeBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.moves {
+		t.Error("pages are moved although nobody asked for it")
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestReleases(t *testing.T) {

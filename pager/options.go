@@ -101,10 +101,17 @@ type RegionOptions struct {
 	SpillLimit int64  // 0: the size of the region
 
 	// PageSize is the unit of paging in bytes, a power of two from FrameSize
-	// to MaxPageSize. 0: FrameSize. Pages of MaxPageSize of a read-only region are
-	// moved to their place instead of being copied, as huge pages if the kernel has
-	// any (Linux 6.17; UFFDIO_MOVE in ioctl_userfaultfd(2)).
+	// to MaxPageSize. 0: FrameSize.
 	PageSize int
+
+	// HugePages has the pages of a read-only region, whose PageSize is MaxPageSize, be
+	// huge pages of the kernel's, and has them moved to their place and back instead of
+	// copied (UFFDIO_MOVE in ioctl_userfaultfd(2)): a scan takes a third of the processor
+	// time. Where that is not to be had (before Linux 6.17, transparent huge pages
+	// switched off, memory locked) they are copied, in small ones. Map refuses it for
+	// other regions. A store to such a page, always an error, may pass unnoticed in the
+	// microseconds in which the page comes.
+	HugePages bool
 
 	// MaxSize is how far Resize may grow the region. 0: the store's size.
 	MaxSize int64

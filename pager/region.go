@@ -195,6 +195,9 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	if err := checkWrite(s, &o); err != nil {
 		return nil, err
 	}
+	if o.HugePages && (!o.ReadOnly || ps != MaxPageSize) {
+		return nil, fmt.Errorf("pager: Map %s: HugePages are for read-only regions with pages of %d bytes", s, MaxPageSize)
+	}
 	j, remove, err := p.openJournal(s, &o, ps)
 	if err != nil {
 		return nil, err
@@ -302,7 +305,7 @@ func (r *Region) setFlags(o RegionOptions) error {
 	d := r.d
 	if o.ReadOnly {
 		d.flags |= descReadOnly
-		if sp.moves && d.pageSize() == hugeBytes {
+		if sp.moves && o.HugePages {
 			r.moves = true
 			d.flags |= descMoves
 			r.p.moves.Store(true)

@@ -90,7 +90,7 @@ func openPager(s rowSpec, file *os.File) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := p.Map(st, pager.RegionOptions{ReadOnly: true, PageSize: s.Row.PageSize, Prefetch: policy})
+	r, err := p.Map(st, pager.RegionOptions{ReadOnly: true, PageSize: s.Row.PageSize, HugePages: s.Row.PageSize == pager.MaxPageSize, Prefetch: policy})
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ type runOptions struct {
 	keep        bool
 	budget      size
 	pageSize    size
+	hugePages   bool
 	goroutines  int
 	kind        workload.Kind
 	writeRatio  float64
@@ -150,6 +151,7 @@ An op touches one block of 4 KiB. Ctrl-C ends the run with its report.`,
 	f.BoolVar(&o.keep, "keep", false, "leave the file that was made")
 	f.Var(&o.budget, "budget", "memory for resident pages")
 	f.Var(&o.pageSize, "page-size", "unit of paging, a power of two from 4KiB to 2MiB")
+	f.BoolVar(&o.hugePages, "huge-pages", false, "have pages of 2 MiB be huge pages, which are moved instead of copied; reading only")
 	f.IntVar(&o.goroutines, "goroutines", 0, "goroutines that do the work (default 1000; scan and stride 1, interleaved 64)")
 	f.StringVar(&kind, "workload", "random", "what they touch: "+workload.Names())
 	f.Float64Var(&o.writeRatio, "write-ratio", 0, "share of the ops that write, 0 to 1 (default 0; for mixed on a file that is made 0.1)")
@@ -172,6 +174,9 @@ An op touches one block of 4 KiB. Ctrl-C ends the run with its report.`,
 // complete checks the options against each other and fills in what depends on
 // others. changed says whether a flag was given.
 func (o *runOptions) complete(changed func(flag string) bool) error {
+	if o.hugePages && !changed("page-size") {
+		o.pageSize = pager.MaxPageSize
+	}
 	switch {
 	case o.file != "" && (changed("size") || changed("keep") || changed("dir")):
 		return errors.New("--size, --keep and --dir are about the file that is made when FILE is not given")
@@ -183,6 +188,8 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 		return fmt.Errorf("--budget %s is below the smallest, %d bytes", &o.budget, pager.MinBudget)
 	case o.pageSize < pager.FrameSize || o.pageSize > pager.MaxPageSize || o.pageSize&(o.pageSize-1) != 0:
 		return fmt.Errorf("--page-size %s is not a power of two from 4KiB to 2MiB", &o.pageSize)
+	case o.hugePages && o.pageSize != pager.MaxPageSize:
+		return fmt.Errorf("--huge-pages are of 2MiB, not of --page-size %s", &o.pageSize)
 	case changed("goroutines") && o.goroutines < 1:
 		return errors.New("--goroutines must be above 0")
 	case !(o.writeRatio >= 0 && o.writeRatio <= 1): // also NaN
@@ -212,6 +219,9 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 	}
 	if o.kind == workload.Mixed && o.file == "" && !changed("write-ratio") {
 		o.writeRatio = mixedWrites
+	}
+	if o.hugePages && o.writeRatio > 0 {
+		return errors.New("--huge-pages is for reading only: --write-ratio 0")
 	}
 	if !changed("verify") {
 		o.verify = o.file == ""

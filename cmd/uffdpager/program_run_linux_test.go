@@ -79,7 +79,7 @@ func TestRunEveryEngineAndPolicy(t *testing.T) {
 	for _, flags := range []string{
 		"--engine aio", "--engine io_uring", "--engine threads", "--evict fifo", "--evict s3fifo",
 		"--prefetch none", "--prefetch readahead --workload scan", "--prefetch stride --workload stride",
-		"--park block --ops 500", "--park restart --ops 2000", "--page-size 64KiB", "--page-size 2MiB --budget 8MiB --size 64MiB --goroutines 20 --ops 200", "--budget 16KiB --goroutines 24",
+		"--park block --ops 500", "--park restart --ops 2000", "--page-size 64KiB", "--huge-pages --budget 16MiB --size 64MiB --goroutines 8 --ops 2000", "--huge-pages --workload scan --budget 32MiB --size 64MiB --ops 30000", "--page-size 2MiB --budget 8MiB --size 64MiB --goroutines 20 --ops 200", "--budget 16KiB --goroutines 24",
 	} {
 		t.Run(flags, func(t *testing.T) {
 			if strings.Contains(flags, "io_uring") {

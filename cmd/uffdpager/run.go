@@ -116,7 +116,7 @@ func (j *job) run(ctx context.Context) (err error) {
 		st.Close()
 		return err
 	}
-	regionOptions := pager.RegionOptions{ReadOnly: j.o.writeRatio == 0, PageSize: int(j.o.pageSize), Prefetch: policy}
+	regionOptions := pager.RegionOptions{ReadOnly: j.o.writeRatio == 0, PageSize: int(j.o.pageSize), HugePages: j.o.hugePages, Prefetch: policy}
 	if j.o.evict != nil {
 		regionOptions.Evict = j.o.evict()
 	}

@@ -32,6 +32,8 @@ func TestWrongUsage(t *testing.T) {
 		"doctor --budget 0":                    "below the smallest",
 		"run --page-size 2048":                 "power of two",
 		"run --page-size 12KiB":                "power of two",
+		"run --huge-pages --page-size 4KiB":    "of 2MiB",
+		"run --huge-pages --write-ratio 0.5":   "reading",
 		"run --page-size 4MiB":                 "power of two",
 		"run --goroutines 0":                   "--goroutines",
 		"run --goroutines -3":                  "--goroutines",

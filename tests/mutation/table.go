@@ -101,6 +101,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestMovedPagesAreProtected", quick: true,
 	},
 	{
+		name:  "moved-and-denied",
+		what:  "what the kernel says it has not moved is copied from where it was",
+		edits: []edit{{"pager/move.go", "e != 0 && e != uintptr(syscall.EBUSY)", "false && e != uintptr(syscall.EBUSY)"}},
+		pkg:   "pager", test: "TestMovedAndDenied", quick: true,
+	},
+	{
 		name:  "moved-and-shelved",
 		what:  "the buffer of a page that is moved to its place is kept for ReadAt to copy from",
 		edits: []edit{{"pager/load.go", "err == nil && !move && l.kind == ahead", "err == nil && l.kind == ahead"}},
