@@ -179,6 +179,7 @@ func (w *world) newRegion(i int, rs regionSpec, seed uint64) (*region, error) {
 // mapIt maps s, anew if there was a region before.
 func (r *region) mapIt(s store.Store) (err error) {
 	o := pager.RegionOptions{PageSize: r.page, ReadOnly: !r.writable, Private: r.private, MaxSize: r.maxSize}
+	o.HugePages = o.ReadOnly && r.page == pager.MaxPageSize
 	o.Evict, o.Prefetch = newPolicies(r.regionSpec)
 	if r.atomic {
 		o.Durability = pager.Atomic
