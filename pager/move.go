@@ -65,10 +65,13 @@ func atLeast(release string, want [2]int) bool {
 	return err1 == nil && err2 == nil && (major > want[0] || major == want[0] && minor >= want[1])
 }
 
+// moves: the region's pages are moved, not copied.
+func (r *Region) moves() bool { return r.d.flags&descMoves != 0 }
+
 // moves: what l has read is moved to its place, and not in its buffer any more when
 // that is over. So not if a policy wants to see it there.
 func (l *load) moves() bool {
-	return l.r.moves && !l.stays && len(l.buf.mem) == hugeBytes && !l.r.ahead.wants.Load()
+	return l.r.moves() && !l.stays && len(l.buf.mem) == hugeBytes && !l.r.ahead.wants.Load()
 }
 
 // moveTurns bounds how often a frame is tried that the kernel has pinned: it lets go of
@@ -146,7 +149,6 @@ func moveOut(buf, page, n uintptr) bool {
 // spares are empty buffers for the memory of pages that leave.
 type spares struct {
 	bufs [bufferKeep / hugeBytes]*buffer
-	addr [bufferKeep / hugeBytes]uintptr
 	n    int
 	used int // have got memory, the first ones
 }
@@ -157,7 +159,8 @@ type spares struct {
 //go:norace
 //go:nocheckptr
 func (s *spares) at(i int) uintptr {
-	return *(*uintptr)(unsafe.Add(unsafe.Pointer(&s.addr), uintptr(i)*unsafe.Sizeof(uintptr(0))))
+	b := *(**buffer)(unsafe.Add(unsafe.Pointer(&s.bufs), uintptr(i)*unsafe.Sizeof(s.bufs[0])))
+	return uintptr(unsafe.Pointer(unsafe.SliceData(b.mem)))
 }
 
 // take takes as many as may be idle and have memory.
@@ -168,7 +171,7 @@ func (s *spares) take(bp *bufferPool) {
 		if b == nil {
 			break
 		}
-		s.bufs[s.n], s.addr[s.n] = b, uintptr(unsafe.Pointer(&b.mem[0]))
+		s.bufs[s.n] = b
 		s.n++
 	}
 	bp.mu.Unlock()

@@ -52,7 +52,7 @@ func movedRegion(t *testing.T, bytes int64, budget int64, o RegionOptions) (*Pag
 			t.Error(err)
 		}
 	})
-	if !r.moves {
+	if !r.moves() {
 		t.Skip("pages are not moved here: it takes UFFDIO_MOVE of Linux 6.17")
 	}
 	return p, r
@@ -431,7 +431,7 @@ func TestHugePagesOfWhat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.moves {
+	if r.moves() {
 		t.Error("pages are moved although nobody asked for it")
 	}
 	if err := r.Close(); err != nil {

@@ -32,7 +32,6 @@ type Region struct {
 	scarce *uint32        // the pager's
 	shift  uint32
 	fpp    int64 // frames per page
-	moves  bool  // pages are moved in, see move.go
 	name   string
 	store  store.Store
 	opt    RegionOptions
@@ -306,7 +305,6 @@ func (r *Region) setFlags(o RegionOptions) error {
 	if o.ReadOnly {
 		d.flags |= descReadOnly
 		if sp.moves && o.HugePages {
-			r.moves = true
 			d.flags |= descMoves
 			r.p.moves.Store(true)
 		}

@@ -42,7 +42,9 @@ func RawCopy(fd int, dst, src, n uintptr, mode uint64) (done int64, errno uintpt
 //
 // Errors as of RawCopy, and EBUSY: a page is pinned by direct I/O or shared
 // after fork; ENOENT also: a source page is missing; EINVAL also: not of this
-// kind, or a kernel before 6.8.
+// kind, or a kernel before 6.8. EEXIST, with done = 0, is no proof that nothing was
+// moved: Linux 6.18 also says it of a huge page all of which it has moved, if a thread
+// touched the destination meanwhile.
 //
 //go:nosplit
 //go:norace

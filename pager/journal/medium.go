@@ -19,7 +19,7 @@ type medium struct {
 	reaped bool // see Options.Reaped
 }
 
-// inFlight is the most transfers that waiting forms have under way, and chunk
+// inFlight is the most long transfers that waiting forms have under way, and chunk
 // the longest of them in bytes: enough to keep a device busy.
 const (
 	inFlight = 8
