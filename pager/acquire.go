@@ -16,6 +16,10 @@ import (
 // memory may be given to system calls, cgo and O_DIRECT transfers (to read
 // from; to let them write into it, AcquireWrite). A Pin is a value: copy it
 // freely, but call Release once.
+//
+// Bytes is that range of Region.Bytes. Only in a region that is ReadOnly, a pin of
+// bytes of one page, which had to be read, may have the buffer it was read to
+// instead: the same bytes at another address (see lentpins.go).
 type Pin struct {
 	check pinCheck
 	r     *Region
@@ -26,24 +30,25 @@ type Pin struct {
 // span is n bytes from off.
 type span struct{ off, n int64 }
 
-// pinned is the passage that the pin ends, and pinnedWrite.
-type pinned uintptr
+// pinned is how a pin is held: pinnedHere and, if it is for writing, pinnedWrite and
+// the passage that the pin ends; or, below zero, by which slot of lentPins. The pin
+// is empty if it is 0.
+type pinned int
 
-// pinnedWrite: by AcquireWrite. A passage uses bit 0, and those above 3.
-const pinnedWrite pinned = 2
+// A passage uses bit 0, and those above 3.
+const (
+	pinnedWrite pinned = 1 << 1 // by AcquireWrite
+	pinnedHere  pinned = 1 << 2 // Bytes is memory of the region
+)
 
-func newPin(r *Region, off, n int64, write bool) Pin {
-	p := Pin{watchPin(r, off, n), r, span{off, n}, 0}
-	if write {
-		p.how = pinnedWrite
-	}
-	return p
+func newPin(r *Region, off, n int64, how pinned) Pin {
+	return Pin{watchPin(r, off, n), r, span{off, n}, how}
 }
 
 // Bytes is the pinned memory. It must not be used after Release.
 func (p Pin) Bytes() []byte {
-	if p.r == nil || p.n == 0 {
-		return nil
+	if p.how <= 0 {
+		return p.lent()
 	}
 	p.check.use()
 	return unsafe.Slice((*byte)(unsafe.Add(p.r.base, p.off)), p.n)
@@ -51,19 +56,24 @@ func (p Pin) Bytes() []byte {
 
 // Release unpins. Releasing twice panics if the page is not pinned otherwise.
 func (p Pin) Release() {
-	if p.r == nil || p.n == 0 {
+	if p.how == 0 { // it is empty
 		return
 	}
 	p.check.end()
 	r, pr := p.r, p.r.pageRange(p.off, p.n)
-	if pr.n == 1 && p.how == 0 { // nearly always
+	if pr.n == 1 && p.how == pinnedHere { // nearly always
 		if r.unpinPage(pr.first) {
 			r.p.giveCredits(r.fpp)
 		}
 		return
 	}
+	if p.how < 0 {
+		r.p.lent.end(p.how)
+		r.unpin(pr, false)
+		return
+	}
 	r.unpin(pr, p.how&pinnedWrite != 0)
-	r.passed(passage(p.how &^ pinnedWrite))
+	r.passed(passage(p.how &^ (pinnedWrite | pinnedHere)))
 }
 
 func (r *Region) pageRange(off, n int64) pageRange {
@@ -81,7 +91,8 @@ func (r *Region) checkRange(op string, off, n int64) error {
 
 // pinHit pins the page if it is resident: the fast path of everything that is
 // explicit. It changes the page's word and nothing else, but for the first pin
-// of a page that has not kept its credit (see kept.go).
+// of a page that has not kept its credit (see kept.go). A page that was read ahead,
+// and that nobody has come to, is not for it (pinUntouched, pinLent).
 func (r *Region) pinHit(page uint64) bool {
 	e := (*uint64)(unsafe.Add(r.dir, page>>leafShift*8))
 	for {
@@ -98,12 +109,7 @@ func (r *Region) pinHit(page uint64) bool {
 			continue
 		}
 		if w&(flagPrefetched|flagKept|pinMask) != 0 || w&stateMask != stResident {
-			if w&flagPrefetched != 0 {
-				r.copied(false)
-				r.firstTouch(pw, w, page)
-				continue
-			}
-			if w&pinMask == pinMask || w&(pinMask|flagKept) == 0 && r.p.w.tight() {
+			if w&flagPrefetched != 0 || w&pinMask == pinMask || w&(pinMask|flagKept) == 0 && r.p.w.tight() {
 				return false
 			}
 			if atomic.CompareAndSwapUint64(pw, w, (w+pinOne)&^flagWatched|flagTouched) {
@@ -119,6 +125,19 @@ func (r *Region) pinHit(page uint64) bool {
 		}
 		r.p.giveCredits(r.fpp)
 	}
+}
+
+// pinUntouched is pinHit for a page that somebody may have to come to first.
+func (r *Region) pinUntouched(page uint64) bool {
+	pw, w := r.d.look(page)
+	if pw == nil || !present(w) {
+		return false
+	}
+	if w&flagPrefetched != 0 {
+		r.copied(false)
+		r.firstTouch(pw, w, page)
+	}
+	return r.pinHit(page)
 }
 
 // unpin takes one pin off each page.
@@ -164,7 +183,7 @@ func (r *Region) unpinPage(page uint64) (free bool) {
 // pinHits pins a whole range if all of it is resident, else nothing.
 func (r *Region) pinHits(pr pageRange) bool {
 	for i := uint64(0); i < pr.n; i++ {
-		if !r.pinHit(pr.first + i) {
+		if page := pr.first + i; !r.pinHit(page) && !r.pinUntouched(page) {
 			if i > 0 {
 				r.unpin(pageRange{pr.first, i}, false)
 			}
@@ -198,15 +217,25 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 		}
 		return Pin{}, nil
 	}
-	if pr := r.pageRange(off, n); pr.n != 1 || write || !r.pinHit(pr.first) {
+	pr := r.pageRange(off, n)
+	switch one := pr.n == 1 && !write; {
+	case one && r.pinHit(pr.first):
+		if r.closing.Load() { // after the pin: Close says so and then looks for pins
+			r.unpin(pr, false)
+			return Pin{}, ErrClosed
+		}
+	case one && r.lends:
+		return r.acquireLent(ctx, off, n)
+	default:
 		if err := r.acquirePages(ctx, pr, write); err != nil {
 			return Pin{}, err
 		}
-	} else if r.closing.Load() { // after the pin: Close says so and then looks for pins
-		r.unpin(pr, false)
-		return Pin{}, ErrClosed
 	}
-	return newPin(r, off, n, write), nil
+	how := pinnedHere
+	if write {
+		how |= pinnedWrite
+	}
+	return newPin(r, off, n, how), nil
 }
 
 // acquirePages pins a range of pages, with write for writing.
@@ -230,22 +259,32 @@ func (r *Region) pinPages(ctx context.Context, pr pageRange, store bool) error {
 		}
 		return nil
 	}
-	if !r.enter() {
-		return ErrClosed
-	}
-	if err := ctx.Err(); err != nil {
-		r.leave()
+	op, err := r.wantPinned(ctx, pr)
+	if err != nil {
 		return err
 	}
-	op := newOp(r)
-	op.pin, op.store = true, store && r.fpp == 1
-	op.alone = ctx.Done() == nil
-	op.one[0] = pr
-	op.ranges = op.one[:]
+	op.store = store && r.fpp == 1
 	if err := r.p.begin(op); err != nil {
 		return err
 	}
 	return op.wait(ctx)
+}
+
+// wantPinned is an op, to be begun, that pins a range of pages.
+func (r *Region) wantPinned(ctx context.Context, pr pageRange) (*waitOp, error) {
+	if !r.enter() {
+		return nil, ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		r.leave()
+		return nil, err
+	}
+	op := newOp(r)
+	op.pin = true
+	op.alone = ctx.Done() == nil
+	op.one[0] = pr
+	op.ranges = op.one[:]
+	return op, nil
 }
 
 // AcquireV acquires all ranges or none, with one submission of reads, and puts
@@ -294,7 +333,7 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 	for i, g := range rs {
 		pins[i] = Pin{}
 		if g.Len != 0 {
-			pins[i] = newPin(r, g.Off, g.Len, false)
+			pins[i] = newPin(r, g.Off, g.Len, pinnedHere)
 		}
 	}
 	return nil
@@ -316,7 +355,7 @@ func (r *Region) TryAcquire(off, n int64) (Pin, bool) {
 			r.unpin(pr, false)
 			return Pin{}, false
 		}
-		return newPin(r, off, n, false), true
+		return newPin(r, off, n, pinnedHere), true
 	}
 	if r.enter() {
 		r.readAhead(pr, 0)

@@ -541,7 +541,7 @@ func TestAnOldBufferIsNotLent(t *testing.T) {
 		p.enlist(op.waiterFor(3))
 		buf := bufs.get(FrameSize)
 		p.settleFrom(r, 3, gen, buf, 0)
-		got, _, err := op.waitLoan()
+		got, _, err := op.waitLoan(context.Background())
 		if err != nil || (got != nil) != lent {
 			t.Errorf("generation %d, the page's is %d: lent: %v, %v", gen, w>>32, got != nil, err)
 		}

@@ -2,6 +2,8 @@
 
 package pager
 
+import "context"
+
 // Reading from the read buffer
 //
 // A ReadAt that misses wants a copy, and the page has just been copied to where
@@ -37,10 +39,12 @@ func (l *loan) take(buf *buffer, off int) {
 	}
 }
 
-// waitLoan is wait without a context, and returns the buffer that the page can
-// be copied from, if there is one; then the caller puts it back.
-func (op *waitOp) waitLoan() (buf *buffer, off int, err error) {
-	op.hear()
+// waitLoan is wait that also returns the buffer that the page can be copied from, if
+// there is one; then the caller puts it back.
+func (op *waitOp) waitLoan(ctx context.Context) (buf *buffer, off int, err error) {
+	if err := op.hear(ctx); err != nil {
+		return nil, 0, err
+	}
 	buf, off = op.loan.buf, op.loan.off
 	return buf, off, op.end()
 }

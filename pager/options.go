@@ -87,7 +87,8 @@ const (
 // RegionOptions configure Map. The zero value works.
 type RegionOptions struct {
 	// ReadOnly maps the store for reading: writes are refused. Implied by a
-	// store that is not writable, unless Private.
+	// store that is not writable, unless Private. What cannot be stored to is
+	// cheaper to Acquire (see Pin), and may have HugePages.
 	ReadOnly bool
 
 	// Private is copy on write: what is written is seen by this region alone

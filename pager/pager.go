@@ -52,6 +52,7 @@ type Pager struct {
 	aheadLoads atomic.Int32 // … in so many reads
 	markers    markers
 	shelf      shelf
+	lent       lentPins
 	drops      drops
 	surprised  atomic.Int64 // when a miss came that no policy had an answer to, in ns of sinceStart
 	outgrown   atomic.Int64 // when one came that more under way would have prevented, the same; 0: long ago

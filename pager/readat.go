@@ -140,7 +140,7 @@ func touchRead(addr uintptr, _ int) error {
 
 // readPinned copies from a page while it is pinned.
 func (r *Region) readPinned(b []byte, off int64, page uint64) error {
-	if !r.pinHit(page) {
+	if !r.pinHit(page) && !r.pinUntouched(page) {
 		pin, err := r.acquire(context.Background(), int64(page<<r.shift), min(int64(1)<<r.shift, r.Len()-int64(page<<r.shift)), false)
 		if err != nil {
 			return err
@@ -213,7 +213,7 @@ func (r *Region) needInto(b []byte, skip int, page, last uint64) (n int, err err
 		r.needRest(page, last)
 		r.leave()
 	}
-	buf, off, err := op.waitLoan()
+	buf, off, err := op.waitLoan(context.Background())
 	if buf == nil {
 		return 0, err
 	}

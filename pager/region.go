@@ -30,6 +30,7 @@ type Region struct {
 	base   unsafe.Pointer
 	dir    unsafe.Pointer // d.dir, without the indirection
 	scarce *uint32        // the pager's
+	lends  bool           // read buffers to pins, see lentpins.go
 	shift  uint32
 	fpp    int64 // frames per page
 	name   string
@@ -304,6 +305,7 @@ func (r *Region) setFlags(o RegionOptions) error {
 	d := r.d
 	if o.ReadOnly {
 		d.flags |= descReadOnly
+		r.lends = r.fpp<<frameShift <= loanBytes
 		if sp.moves && o.HugePages {
 			d.flags |= descMoves
 			r.p.moves.Store(true)

@@ -170,7 +170,8 @@ func TestTheShelfShowsNothingOld(t *testing.T) {
 	}
 }
 
-// The shelf is small, and where Acquire comes to pages there is nothing on it.
+// The shelf is small, and where Acquire comes to pages that can be stored to there is
+// nothing on it.
 func TestTheShelfIsSmall(t *testing.T) {
 	const pages = 4096
 	lent := func() int64 {
@@ -180,11 +181,12 @@ func TestTheShelfIsSmall(t *testing.T) {
 	}
 	before := lent() // by other tests
 	for _, c := range []struct {
-		way    string
-		budget int64
-		most   int
-	}{{"ReadAt", 64 << 20, shelfBytes}, {"ReadAt", 4 << 20, 4 << 20 / shelfShare}, {"Acquire", 64 << 20, 0}} {
-		p, r := rawMap(t, Options{Budget: c.budget}, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: true})
+		way      string
+		readOnly bool
+		budget   int64
+		most     int
+	}{{"ReadAt", true, 64 << 20, shelfBytes}, {"ReadAt", false, 4 << 20, 4 << 20 / shelfShare}, {"Acquire", true, 64 << 20, shelfBytes}, {"Acquire", false, 64 << 20, 0}} {
+		p, r := rawMap(t, Options{Budget: c.budget}, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: c.readOnly})
 		if !sp.trap {
 			p.Close()
 			t.Skip("no trap: ReadAt pins the page")
@@ -204,7 +206,7 @@ func TestTheShelfIsSmall(t *testing.T) {
 			peak = max(peak, bytes)
 		}
 		if peak > c.most || (peak == 0) != (c.most == 0) {
-			t.Errorf("%s, budget %d: %d bytes on the shelf, want at most %d", c.way, c.budget, peak, c.most)
+			t.Errorf("%s, read-only: %v, budget %d: %d bytes on the shelf, want at most %d", c.way, c.readOnly, c.budget, peak, c.most)
 		}
 		if err := p.Close(); err != nil {
 			t.Fatal(err)

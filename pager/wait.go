@@ -223,6 +223,7 @@ func (op *waitOp) complete() {
 	// Abandoned: the owner returned because its context ended.
 	// It is not recycled: the owner may still be taking it out of the line.
 	op.undo()
+	bufs.put(op.loan.buf)
 	op.r.leave()
 }
 
@@ -251,9 +252,22 @@ const readRetry = 20 * time.Millisecond
 // wait parks the calling goroutine until the op is complete. On a nil error
 // the pages are pinned (if the op pins). The op is recycled in any case.
 func (op *waitOp) wait(ctx context.Context) error {
+	if err := op.hear(ctx); err != nil {
+		return err
+	}
+	return op.end()
+}
+
+// hear parks the calling goroutine until the op is complete. After an error, which
+// is the context's, the op is not the caller's any more.
+func (op *waitOp) hear(ctx context.Context) error {
+	if op.alone { // only without an end to the context
+		op.r.p.waitAlone(op)
+		return nil
+	}
 	if ctx.Done() == nil {
-		op.hear()
-		return op.end()
+		<-op.ch
+		return nil
 	}
 	select {
 	case <-op.ch:
@@ -264,16 +278,7 @@ func (op *waitOp) wait(ctx context.Context) error {
 		}
 		<-op.ch
 	}
-	return op.end()
-}
-
-// hear parks the calling goroutine until the op is complete.
-func (op *waitOp) hear() {
-	if op.alone {
-		op.r.p.waitAlone(op)
-	} else {
-		<-op.ch
-	}
+	return nil
 }
 
 // end is what is left to do for an owner who has been told: it recycles the op,

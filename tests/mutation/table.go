@@ -445,6 +445,18 @@ var table = []mutation{
 		pkg:   "pager", test: "TestLentBuffersComeBack", quick: true,
 	},
 	{
+		name:  "pins-lent-in-writable",
+		what:  "a pin of a page that can be stored to has the buffer that it was read to",
+		edits: []edit{{"pager/region.go", "	d := r.d\n	if o.ReadOnly {", "	d := r.d\n	r.lends = true\n	if o.ReadOnly {"}},
+		pkg:   "pager", test: "TestAMissThatPinsHasTheReadBuffer", quick: true,
+	},
+	{
+		name:  "lent-to-nobody",
+		what:  "the buffer for a pin stays out when its goroutine has lost patience",
+		edits: []edit{{"pager/wait.go", "	op.undo()\n	bufs.put(op.loan.buf)\n", "	op.undo()\n"}},
+		pkg:   "pager", test: "TestLentPinsComeBack", quick: true,
+	},
+	{
 		name:  "retry-not-without-a-p",
 		what:  "a thread that waits takes an error that passes for one that does not",
 		edits: []edit{{"pager/fault.go", "if d.tryAgain(errno, tries) && ", "if false && d.tryAgain(errno, tries) && "}},
