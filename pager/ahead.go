@@ -28,6 +28,7 @@ const (
 	jobsSpare    = 512     // of these, for markers and for what is planned for two regions at once
 	aheadShare   = 2       // prefetch takes at most 1/aheadShare of the queue
 	aheadFlight  = 4 << 20 // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
+	movedFlight  = 8 << 20 // the same where pages are moved: the cache does not matter then, and four are not many
 	manyFlight   = 8 << 20 // bytes under way that were planned, while aheadFlight is outgrown, and at most …
 	manyShare    = 8       // … 1/manyShare of the budget, as policies plan at most
 	outgrownFor  = 250 * time.Millisecond
@@ -292,7 +293,7 @@ func (r *Region) lateTouch(page uint64) {
 // arrived shows the policy the bytes of a finished load, which is still in its
 // buffer.
 func (r *Region) arrived(l *load) {
-	if !r.ahead.wants.Load() || l.op.Err != nil || l.op.Buf == nil || l.buf.spent {
+	if !r.ahead.wants.Load() || l.op.Err != nil || l.op.Buf == nil || l.kept || l.buf.spent {
 		return
 	}
 	for i := range l.gens {

@@ -64,6 +64,7 @@ func (p *Pager) housekeep() {
 	for {
 		p.readNotices()
 		p.keepRoom()
+		p.sweepMarkers()
 		if bare.Xchg32(&p.w.wantRoom, 0) != 0 && load64(&p.w.free) <= 0 {
 			p.evictSome(p.evictBatch.Load())
 		}

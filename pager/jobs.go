@@ -175,6 +175,9 @@ func (p *Pager) aheadLimit(planned bool) int64 {
 		return 0 // a few pages are for those who wait
 	}
 	flight := int64(aheadFlight >> frameShift)
+	if p.moves.Load() {
+		flight = movedFlight >> frameShift
+	}
 	if planned && p.isOutgrown() {
 		flight = max(flight, min(manyFlight>>frameShift, budget/manyShare))
 	}

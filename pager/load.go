@@ -50,6 +50,7 @@ type load struct {
 	seat   uint64 // where the rescuer finds it, 0: nowhere
 	alone  bool   // it rings the Bell, see alone.go
 	stays  bool   // what it reads is copied, not moved; see move.go
+	kept   bool   // its buffer is a marker's, who may have moved it
 }
 
 var loadPool = sync.Pool{New: func() any { return new(load) }}
@@ -375,15 +376,18 @@ func (p *Pager) readSingly(l *load, err error) {
 		p.aheadPages.Add(-int64(len(l.gens)) * r.fpp)
 	}
 	p.landed(l)
-	for _, s := range b.loads {
-		p.launch(s, b)
-	}
-	p.flushBatch(b)
-	b.free()
+	p.launchAll(b)
 }
 
-// readAnew reads the pages of a load again, one by one, from where they are now, to be copied.
+// readAnew reads the pages of a load again, as anew says.
 func (p *Pager) readAnew(l *load) {
+	b := p.anew(l)
+	p.landed(l)
+	p.launchAll(b)
+}
+
+// anew makes loads of the pages of l, one by one, from where they are now, to be copied.
+func (p *Pager) anew(l *load) *batch {
 	b := newBatch()
 	for i, gen := range l.gens {
 		s := loadPool.Get().(*load)
@@ -399,9 +403,13 @@ func (p *Pager) readAnew(l *load) {
 		}
 		b.loads = append(b.loads, s)
 	}
-	p.landed(l)
-	for _, s := range b.loads {
-		p.launch(s, b)
+	return b
+}
+
+// launchAll starts the loads of b, which nobody is just asking for, and frees b.
+func (p *Pager) launchAll(b *batch) {
+	for _, l := range b.loads {
+		p.launch(l, b)
 	}
 	p.flushBatch(b)
 	b.free()
@@ -436,7 +444,7 @@ func (p *Pager) finishGroup(l *load, i, k int, move bool, err error) (again bool
 	marks := err == nil && l.marks && l.holdBack(i, k, res[:k])
 	if err == nil {
 		installGroup(r.d, first, &l.gens[i], k, unsafe.Pointer(&l.op.Buf[i<<r.shift]), move, &res[0])
-		if move && res[0].code != installLost {
+		if move && (res[0].code == installDone || res[0].code == installFailed) {
 			l.buf.spent = true
 		}
 		why := evict.Demand
@@ -445,7 +453,11 @@ func (p *Pager) finishGroup(l *load, i, k int, move bool, err error) (again bool
 		}
 		p.noteInstalled(r, first, res[:k], why)
 		for j := 0; marks && j < k; j++ {
-			if res[j].code == installMark {
+			switch {
+			case res[j].code != installMark:
+			case r.moves():
+				p.keepBuffer(l, move)
+			default:
 				p.keepMarker(r, first+uint64(j), l.gens[i+j], l.op.Buf[(i+j)<<r.shift:][:1<<r.shift])
 			}
 		}

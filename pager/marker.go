@@ -4,6 +4,7 @@ package pager
 
 import (
 	"sync"
+	"time"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
 )
@@ -22,6 +23,10 @@ import (
 // eviction finds nothing else, and when somebody waits for the region to have
 // no pages on their way. The fault server takes them over like other Loading
 // pages, and the generation tells.
+//
+// The bytes of a marker are copied from the buffer of its read, which is that of its
+// neighbours as well. A page that is moved (move.go) has its buffer for itself: that
+// one is kept, and becomes the page when it is touched.
 type markers struct {
 	mu   sync.Mutex
 	list []marker // oldest first
@@ -33,18 +38,24 @@ type marker struct {
 	page uint64
 	gen  uint32
 	buf  *buffer
+	move bool // it becomes the page; else it is copied
 }
 
 const (
 	maxMarkers   = 256
 	markerShare  = 64       // at most 1/markerShare of the budget
-	maxMarkBytes = 64 << 10 // pages larger than that are left out as ever
+	maxMarkBytes = 64 << 10 // pages larger than that are left out as ever, but for those that are moved: of these …
+	movedMarkers = 8        // … there are at most so many,
+	movedShare   = 16       // and 1/movedShare of the budget: what readers of a page or two ahead need
 )
 
 // markerLimit is how many markers there may be of pages like r's; 0: a marker
 // is left out of the read.
 func (p *Pager) markerLimit(r *Region) int {
-	if 1<<r.shift > maxMarkBytes {
+	switch {
+	case r.moves():
+		return int(min(movedMarkers, p.budget.Load()/movedShare/r.fpp))
+	case 1<<r.shift > maxMarkBytes:
 		return 0
 	}
 	return int(min(maxMarkers, p.budget.Load()/markerShare/p.largestPage.Load()))
@@ -74,13 +85,26 @@ func (l *load) holdBack(i, k int, res []installResult) (some bool) {
 // keepMarker keeps the bytes of a marker until it is touched. The caller holds
 // the region.
 func (p *Pager) keepMarker(r *Region, page uint64, gen uint32, mem []byte) {
-	m := marker{r, page, gen, bufs.get(len(mem))}
+	m := marker{r: r, page: page, gen: gen, buf: bufs.get(len(mem))}
 	copy(m.buf.mem, mem)
+	p.keep(m)
+}
+
+// keepBuffer is keepMarker for the only page of l, with the buffer it was read to,
+// which is not l's any more if it is to be moved.
+func (p *Pager) keepBuffer(l *load, move bool) {
+	l.buf.lent.Add(1)
+	l.kept = move
+	p.keep(marker{l.r, l.first, l.gens[0], l.buf, move})
+}
+
+// keep puts m in the list, from where it may be gone when that is over.
+func (p *Pager) keep(m marker) {
 	var out marker
 	k := &p.markers
 	k.mu.Lock()
-	if len(k.list) > 0 && len(k.list) >= p.markerLimit(r) {
-		out = k.pop(0)
+	if i, n := k.oldest(m.r.moves()); n > 0 && n >= p.markerLimit(m.r) {
+		out = k.pop(i)
 	}
 	k.list = append(k.list, m)
 	k.mu.Unlock()
@@ -89,9 +113,21 @@ func (p *Pager) keepMarker(r *Region, page uint64, gen uint32, mem []byte) {
 	}
 	// Who has joined since it was held back did not find it in the list; who
 	// joins from now on does.
-	if pw, w := r.d.look(page); pw == nil || !isMarker(w) || uint32(w>>32) != gen {
-		p.mapMarker(r, page, gen)
+	if pw, w := m.r.d.look(m.page); pw == nil || !isMarker(w) || uint32(w>>32) != m.gen {
+		p.mapMarker(m.r, m.page, m.gen)
 	}
+}
+
+// oldest is the first of those that are moved, or of the others, and how many of them
+// there are. k.mu is held.
+func (k *markers) oldest(moves bool) (first, n int) {
+	for i := len(k.list) - 1; i >= 0; i-- {
+		if k.list[i].r.moves() == moves {
+			first = i
+			n++
+		}
+	}
+	return first, n
 }
 
 // pop takes out the i-th marker and holds its region. k.mu is held.
@@ -126,7 +162,13 @@ func (p *Pager) install(m marker) {
 	l.r, l.first, l.kind = m.r, m.page, ahead
 	l.gens = append(l.gens, m.gen)
 	l.op.Buf = m.buf.mem[:1<<m.r.shift]
-	p.finishGroup(l, 0, 1, false, nil)
+	if m.move {
+		l.buf = m.buf
+	}
+	if p.finishGroup(l, 0, 1, m.move, nil) {
+		l.kind, l.begun = demand, time.Now() // it was counted as read ahead when it came
+		p.launchAll(p.anew(l))
+	}
 	*l = load{gens: l.gens[:0]}
 	loadPool.Put(l)
 	bufs.put(m.buf)
@@ -194,6 +236,32 @@ func (p *Pager) giveUpMarkers(r *Region, n int64) (frames int64) {
 	return frames
 }
 
+// sweepMarkers drops the bytes of markers whose frames P-less code has taken for
+// something else: it tells nobody of them.
+func (p *Pager) sweepMarkers() {
+	k := &p.markers
+	for {
+		k.mu.Lock()
+		i := 0
+		for i < len(k.list) && k.list[i].there() {
+			i++
+		}
+		if i == len(k.list) {
+			k.mu.Unlock()
+			return
+		}
+		m := k.pop(i)
+		k.mu.Unlock()
+		p.giveUpMarker(m)
+	}
+}
+
+// there: the page is on its way as when it was held back.
+func (m *marker) there() bool {
+	pw, w := m.r.d.look(m.page)
+	return pw != nil && w&stateMask == stLoading && uint32(w>>32) == m.gen
+}
+
 // forgetMarker drops the bytes of a marker that the fault server has read itself.
 func (p *Pager) forgetMarker(r *Region, page uint64) {
 	k := &p.markers
@@ -216,9 +284,14 @@ func (r *Region) touchMarker(page uint64) {
 	}
 }
 
-// touchedMarker tells of a marker that has been mapped because it is needed.
+// touchedMarker tells of a marker that has been mapped because it is needed, or is
+// being read again for that.
 func (r *Region) touchedMarker(page uint64) {
-	if pw, w := r.d.look(page); pw != nil && present(w) && w&flagPrefetched != 0 {
+	switch pw, w := r.d.look(page); {
+	case pw == nil || w&flagPrefetched == 0:
+	case present(w):
 		r.firstTouch(pw, w, page)
+	case w&stateMask == stLoading:
+		r.lateTouch(page)
 	}
 }

@@ -3,7 +3,7 @@ package prefetch
 // ReadaheadOptions configure Readahead. The zero value works.
 type ReadaheadOptions struct {
 	// MinWindow and MaxWindow bound how far ahead of a sequential reader the
-	// policy plans, in bytes; 0: 64 KiB and 4 MiB.
+	// policy plans, in bytes; 0: 64 KiB and 4 MiB, or 8 pages where those are more.
 	MinWindow, MaxWindow int64
 	// KeepBehind switches drop-behind off: pages that a long sequential run
 	// has passed are then not offered for eviction first.
@@ -47,6 +47,7 @@ func Readahead(o ReadaheadOptions) Policy { return newReadahead(o) }
 
 type readahead struct {
 	minBytes, maxBytes int64
+	maxPages           int64 // or so many, if they are more
 	keepBehind         bool
 
 	runs  runTable
@@ -61,13 +62,17 @@ type readahead struct {
 	good, bad        int64 // pages used and wasted, as of the last Learn that counted
 }
 
+// fewPages is the least that a large window is divided by: with less the device would
+// be left with one page to read, or none, each time the reader enters a part.
+const fewPages = 8
+
 func newReadahead(o ReadaheadOptions) *readahead {
 	r := &readahead{minBytes: o.MinWindow, maxBytes: o.MaxWindow, keepBehind: o.KeepBehind}
 	if r.minBytes <= 0 {
 		r.minBytes = 64 << 10
 	}
 	if r.maxBytes <= 0 {
-		r.maxBytes = 4 << 20
+		r.maxBytes, r.maxPages = 4<<20, fewPages
 	}
 	r.maxBytes = max(r.maxBytes, r.minBytes)
 	return r
@@ -221,7 +226,7 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 // limit is the largest window of the stream in pages.
 func (r *readahead) limit(s *stream, plan *Plan) int64 {
 	if r.largest == 0 {
-		r.largest = plan.pages(r.maxBytes)
+		r.largest = max(plan.pages(r.maxBytes), r.maxPages)
 		r.ceiling = r.largest
 	}
 	if s.step != 1 && s.step != -1 {

@@ -109,3 +109,33 @@ func TestReadaheadLeavesRandomWorkAlone(t *testing.T) {
 		}
 	}
 }
+
+// Where pages are so large that MaxWindow is two of them, the device has more to read
+// than that nevertheless, unless MaxWindow was chosen.
+func TestReadaheadOfLargePages(t *testing.T) {
+	for _, c := range []struct {
+		o    ReadaheadOptions
+		most int64
+	}{{ReadaheadOptions{}, 7}, {ReadaheadOptions{MaxWindow: 4 << 20}, 2}, {ReadaheadOptions{MaxWindow: 64 << 20}, 31}} { // (a part less a page)
+		s := newScript(Readahead(c.o), 1<<12, 1<<10)
+		s.plan.PageSize = 2 << 20
+		var planned, most int64 // pages up to planned have been
+		for page := range int64(400) {
+			e := Event{Kind: Miss, Page: page}
+			for _, m := range s.plan.Marks {
+				planned = max(planned, m+1)
+			}
+			for _, r := range s.plan.Runs {
+				planned = max(planned, r.First+r.N)
+			}
+			if page < planned {
+				e.Kind = Touch
+			}
+			most = max(most, planned-page)
+			s.observe(e)
+		}
+		if most != c.most {
+			t.Errorf("%+v: as many as %d pages are read ahead, want %d", c.o, most, c.most)
+		}
+	}
+}

@@ -119,6 +119,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestPagesThatAreLookedAtAreNotMoved", quick: true,
 	},
 	{
+		name:  "moved-marker-given-back",
+		what:  "the buffer that a marker is kept in goes to the next read as well",
+		edits: []edit{{"pager/marker.go", "l.buf.lent.Add(1)", "_ = l.buf.lent.Load()"}},
+		pkg:   "pager", test: "TestMovedMarkersGiveWay", quick: true,
+	},
+	{
 		name:  "through-and-for-store",
 		what:  "a page that is written through counts as writable if somebody has joined to store to it",
 		edits: []edit{{"pager/through.go", "flagWaited|flagForStore, 0)", "flagWaited, 0)"}},
