@@ -180,6 +180,7 @@ func (p *Pager) checkQueues() error {
 		{"requests in the line for credits", int64(p.lineLen[lineCredits].Load())},
 		{"requests in the line for frames", int64(p.lineLen[lineFrames].Load())},
 		{"loads with the store", int64(p.inflight.Load())},
+		{"bytes of loads with the store", p.flight.Load()},
 		{"loads in the queue", int64(p.queue.n.Load())},
 		{"frames read ahead", p.aheadPages.Load()},
 		{"reads ahead", int64(p.aheadLoads.Load())},

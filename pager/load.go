@@ -22,8 +22,8 @@ import (
 // The requester claims pages into a batch and submits it himself: no other
 // goroutine, and so no other core, has to wake for a read to start. A load is
 // one I/O over consecutive pages. At most Options.QueueDepth loads are with
-// the store; the rest wait in two queues, demand before prefetch, without
-// buffers. Completions run on whichever goroutine reaps.
+// the store, of flightLimit bytes; the rest wait in two queues, demand before
+// prefetch, without buffers. Completions run on whichever goroutine reaps.
 const (
 	demand = iota
 	ahead  // prefetch: nobody waits yet
@@ -138,11 +138,42 @@ func (p *Pager) submit(b *batch) {
 	}
 }
 
+// bytes is how much l reads.
+func (l *load) bytes() int64 { return int64(len(l.gens)) << l.r.shift }
+
+// Large reads need no queue depth to keep a device busy, and each has a buffer. So
+// there are flightShare of the budget under way, but not less than is good for
+// any device: half of the least is what may be read ahead at most.
+const (
+	flightShare = 8
+	flightLeast = 2 * manyFlight
+	flightMost  = 64 << 20
+)
+
+// flightLimit is how many bytes of loads may be with the store.
+func (p *Pager) flightLimit() int64 {
+	return min(max(p.budget.Load()<<frameShift/flightShare, flightLeast), flightMost)
+}
+
+// takeOff counts a load that is about to go out. false: it may not, yet. Whoever is told
+// so, and has queued the load, calls unqueue: what another has counted in vain in
+// between is no reason to wait.
+func (p *Pager) takeOff(l *load) bool {
+	if p.inflight.Add(1) <= int32(p.opt.QueueDepth) {
+		n := l.bytes()
+		if sum := p.flight.Add(n); sum <= p.flightLimit() || sum == n {
+			return true
+		}
+		p.flight.Add(-n)
+	}
+	p.inflight.Add(-1)
+	return false
+}
+
 // launch makes l ready to go with b, or queues it while the queue depth is
 // used up.
 func (p *Pager) launch(l *load, b *batch) {
-	if p.inflight.Add(1) > int32(p.opt.QueueDepth) {
-		p.inflight.Add(-1)
+	if !p.takeOff(l) {
 		q := &p.queue
 		q.mu.Lock()
 		q.push(l)
@@ -209,18 +240,24 @@ func (q *loadQueue) push(l *load) {
 	q.n.Add(1)
 }
 
-func (q *loadQueue) pop() *load {
-	for k := range q.head {
-		if l := q.head[k]; l != nil {
-			q.head[k] = l.next
-			if l.next == nil {
-				q.tail[k] = nil
-			}
-			q.n.Add(-1)
+// first is the load whose turn it is, nil if there is none. q.mu is held.
+func (q *loadQueue) first() *load {
+	for _, l := range q.head {
+		if l != nil {
 			return l
 		}
 	}
 	return nil
+}
+
+// pop takes out l, which is the first. q.mu is held.
+func (q *loadQueue) pop(l *load) {
+	k := l.kind
+	q.head[k] = l.next
+	if l.next == nil {
+		q.tail[k] = nil
+	}
+	q.n.Add(-1)
 }
 
 // unqueue moves queued loads into b as far as the queue depth allows.
@@ -231,16 +268,12 @@ func (p *Pager) unqueue(b *batch) {
 			return
 		}
 		q.mu.Lock()
-		if q.n.Load() == 0 {
+		l := q.first()
+		if l == nil || !p.takeOff(l) {
 			q.mu.Unlock()
 			return
 		}
-		if p.inflight.Add(1) > int32(p.opt.QueueDepth) {
-			p.inflight.Add(-1)
-			q.mu.Unlock()
-			return
-		}
-		l := q.pop()
+		q.pop(l)
 		q.mu.Unlock()
 		p.ready(l, b)
 	}
@@ -329,7 +362,7 @@ func (l *load) owns() bool {
 // landed frees a load and its place in the queue depth, and starts what waits
 // for that.
 func (p *Pager) landed(l *load) {
-	buf, r := l.buf, l.r
+	buf, r, n := l.buf, l.r, l.bytes()
 	if l.kind == ahead {
 		p.aheadLoads.Add(-1)
 	}
@@ -337,6 +370,7 @@ func (p *Pager) landed(l *load) {
 	*l = load{gens: l.gens[:0]} // the memory of a long run is used again
 	loadPool.Put(l)
 	bufs.put(buf)
+	p.flight.Add(-n)
 	p.inflight.Add(-1)
 	defer r.leave()
 	if p.queue.n.Load() != 0 || p.jobs.pending.Load() != 0 {

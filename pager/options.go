@@ -31,7 +31,8 @@ type Options struct {
 	// limit.
 	Budget int64
 
-	// QueueDepth is the most I/Os in flight. 0: 256.
+	// QueueDepth is the most I/Os in flight. 0: 256. Reads are bounded in bytes as well, by
+	// an eighth of the budget (at least 16 MiB, at most 64).
 	QueueDepth int
 
 	// Engine does the I/O. 0 (aio.Auto): the best that works here.

@@ -46,6 +46,7 @@ type Pager struct {
 	buckets [bucketCount]bucket
 
 	inflight   atomic.Int32 // loads with the store
+	flight     atomic.Int64 // their bytes
 	queue      loadQueue
 	jobs       jobQueue
 	aheadPages atomic.Int64 // frames on their way in by prefetch

@@ -94,7 +94,7 @@ type Plan struct {
 	// purpose, because their first access is news. The pager reads such a page
 	// with its neighbours and only does not map it, so that the news is a Touch
 	// and costs no read of its own. Of more markers than it can keep, and of
-	// large pages, the news is an ordinary Miss.
+	// large pages that are not moved, the news is an ordinary Miss.
 	Marks []int64
 	// Known says that the page of the event belongs to something the policy follows,
 	// although it may plan nothing more now. A miss that is neither known nor

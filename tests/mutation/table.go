@@ -119,6 +119,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestPagesThatAreLookedAtAreNotMoved", quick: true,
 	},
 	{
+		name:  "reads-without-bound",
+		what:  "who misses large pages has as many buffers as the queue depth allows",
+		edits: []edit{{"pager/load.go", "sum <= p.flightLimit() || sum == n", "sum > 0"}},
+		pkg:   "pager", test: "TestBytesUnderWayAreBounded",
+	},
+	{
 		name:  "moved-marker-given-back",
 		what:  "the buffer that a marker is kept in goes to the next read as well",
 		edits: []edit{{"pager/marker.go", "l.buf.lent.Add(1)", "_ = l.buf.lent.Load()"}},
