@@ -25,13 +25,6 @@ func still(t *testing.T, p *Pager) {
 	})
 }
 
-// buffersOut is how many bytes of buffers are with somebody.
-func buffersOut() int64 {
-	bufs.mu.Lock()
-	defer bufs.mu.Unlock()
-	return bufs.bytes.Load() - bufs.idle
-}
-
 // A reader of raw memory that leaves the device the time it takes waits for it at the
 // beginning, and then for none of its pages.
 func TestScanOfMovedPagesWaitsForNone(t *testing.T) {
