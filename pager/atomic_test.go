@@ -19,6 +19,7 @@ import (
 // faultyAtomic is an Atomic region over stores that fail on command.
 func faultyAtomic(t testing.TB, p *Pager, pages int, o RegionOptions) (r *Region, data, journal *store.Faulty) {
 	t.Helper()
+	needProtection(t)
 	data = store.NewFaulty(store.NewMemory(int64(pages*FrameSize)), store.FaultyOptions{Kernel: true})
 	journal = store.NewFaulty(store.NewMemory(8192), store.FaultyOptions{Kernel: true})
 	o.Durability, o.Journal.Store = Atomic, journal

@@ -255,9 +255,7 @@ func TestBeforeWriteKeepsTheOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sp.rawErr == nil && r.Raw() != nil {
-		t.Errorf("no raw access: %v", r.Raw())
-	}
+	hasRaw(t, r)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	var wg sync.WaitGroup

@@ -151,6 +151,9 @@ func TestReadToBeWrittenIsBornDirty(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			c.o.Writeback.NoSteal = true
 			p, r, s := absentRegion(t, 64, c.o)
+			if c.what == "a page that is rescued" {
+				needRaw(t, r) // else there is no rescue
+			}
 			if c.what == "a raw store" && (r.Raw() != nil || p.Stats().ParkMode != coro.InPlace) {
 				t.Skip("a store that blocks its thread has its page read by the fault server")
 			}
@@ -454,6 +457,9 @@ func TestCutWaitsForPagesBeingBorn(t *testing.T) {
 func TestGivingUpAWriteLeavesThePage(t *testing.T) {
 	for _, o := range []RegionOptions{{}, {Durability: Atomic}} {
 		if o.Durability == Atomic {
+			if noProtection() != nil {
+				continue
+			}
 			o.Journal.Store = store.NewMemory(8192)
 		}
 		p, r, s := absentRegion(t, 16, o)

@@ -42,6 +42,7 @@ func TestCheckpointLeavesRoomForReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPager(t, Options{Budget: 4 * dirty * FrameSize})
+	needProtection(t)
 	r, err := p.Map(data, RegionOptions{
 		Durability: Atomic,
 		Journal:    JournalOptions{Store: journal, Limit: 16 * dirty * FrameSize, Interval: -1},

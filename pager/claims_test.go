@@ -22,6 +22,8 @@ func tightRegion(t *testing.T) (p *Pager, r *Region, s *store.Faulty, unpin func
 	s = store.NewFaulty(store.NewMemory(32*FrameSize), store.FaultyOptions{Kernel: true})
 	p, r = rawMap(t, Options{Budget: 8 * FrameSize, StallLimit: 10 * time.Second}, s,
 		RegionOptions{Prefetch: prefetch.None(), Writeback: Writeback{Age: -1, DirtyShare: 1}})
+	t.Cleanup(func() { p.Close() })
+	needRaw(t, r) // else no store blocks, and no page is left to blocked stores
 	var pins []Pin
 	unpin = func() {
 		pins[0].Release()
@@ -32,7 +34,6 @@ func tightRegion(t *testing.T) (p *Pager, r *Region, s *store.Faulty, unpin func
 		for len(pins) > 0 {
 			unpin()
 		}
-		p.Close()
 	})
 	for page := range p.pinnable.Load() {
 		pin, err := r.Acquire(context.Background(), page*FrameSize, 1)

@@ -42,6 +42,7 @@ type atomicRegion struct {
 
 func mapAtomic(t testing.TB, p *Pager, data, journal []byte, o RegionOptions) *atomicRegion {
 	t.Helper()
+	needProtection(t)
 	a, err := tryMapAtomic(p, data, journal, o)
 	if err != nil {
 		t.Fatal(err)

@@ -60,6 +60,7 @@ func (s *watchedJournal) Start(e aio.Engine, ops []*aio.Op) {
 // the commits': it has its length, and nothing is written in the background.
 func mapWatched(t *testing.T, p *Pager, journal store.Store) *Region {
 	t.Helper()
+	needProtection(t)
 	r, err := p.Map(store.NewMemory(64*FrameSize), RegionOptions{
 		Durability: Atomic,
 		Journal:    JournalOptions{Store: journal, Limit: 400 * FrameSize, Interval: -1},

@@ -442,10 +442,14 @@ func (r *Region) writePinned(b []byte, off int64) error {
 // one). An absent page is born dirty, from a private buffer, without a read.
 func (r *Region) writeWhole(b []byte, page uint64, alone bool) error {
 	p, d := r.p, r.d
-	for {
+	for tries := 0; ; tries++ {
 		pw, w := d.look(page)
 		if pw != nil && w&stateMask != stMissing {
-			return r.writePart(b, int64(page<<r.shift), page)
+			err := r.writePart(b, int64(page<<r.shift), page)
+			if err != nil && tries < 3 && r.notRead(page, err) {
+				continue // who needs nothing of what was there is not concerned
+			}
+			return err
 		}
 		// A frame and a credit for a dirty page, together.
 		if err := p.waitFrames(r, r.fpp, true); err != nil {
@@ -504,6 +508,16 @@ func (r *Region) writeWhole(b []byte, page uint64, alone bool) error {
 		p.keepRoom()
 		return nil
 	}
+}
+
+// notRead: err is that of a read of the page, which is not there.
+func (r *Region) notRead(page uint64, err error) bool {
+	var f *FaultError
+	if !errors.As(err, &f) || f.Op != "read" && f.Op != "verify" || f.Store != r.name || uint64(f.Offset)>>r.shift != page {
+		return false
+	}
+	pw, w := r.d.look(page)
+	return pw == nil || !present(w)
 }
 
 // fillBuffer copies b, which may be memory of a region, and zeros the rest.

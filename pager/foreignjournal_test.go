@@ -17,6 +17,7 @@ import (
 // through the journal where it is only read, recovered where it is Atomic; a
 // journal of another file is refused (J6).
 func TestForeignJournal(t *testing.T) {
+	needProtection(t)
 	dir := t.TempDir()
 	name := filepath.Join(dir, "data")
 	old := bytes.Repeat([]byte{1}, 8*FrameSize+100)

@@ -16,6 +16,7 @@ import (
 // A file that has the name of a journal by chance keeps nobody from mapping the
 // file beside it, but by an Atomic region, and is not touched by that either.
 func TestNameOfAJournalByChance(t *testing.T) {
+	needProtection(t)
 	p := newPager(t, Options{Budget: 16 * FrameSize})
 	for what, content := range map[string][]byte{
 		"nothing":    nil,

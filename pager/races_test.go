@@ -26,7 +26,10 @@ var raceSink atomic.Int32
 func within(t *testing.T, d time.Duration, what string, fn func()) bool {
 	t.Helper()
 	c := make(chan struct{})
-	go func() { fn(); close(c) }()
+	go func() {
+		defer close(c) // fn may skip or fail the test, which ends this goroutine
+		fn()
+	}()
 	select {
 	case <-c:
 		return true
@@ -38,6 +41,9 @@ func within(t *testing.T, d time.Duration, what string, fn func()) bool {
 
 func rawMap(t *testing.T, po Options, s store.Store, ro RegionOptions) (*Pager, *Region) {
 	t.Helper()
+	if ro.Private {
+		needProtection(t)
+	}
 	p, err := New(po)
 	if err != nil {
 		t.Fatal(err)
@@ -161,6 +167,7 @@ func TestParkedWriterGoesOnWhenPinsAreReleased(t *testing.T) {
 	s, _ := store.OpenFile(name, store.FileOptions{})
 	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, s, RegionOptions{Prefetch: prefetch.None()})
 	t.Log(p.Stats().Park)
+	needRaw(t, r)
 	ctx := context.Background()
 	m := r.Bytes()
 	_ = m[200*FrameSize]
@@ -460,6 +467,7 @@ func TestCreditsOfFailedWrites(t *testing.T) {
 func TestFramesOfTheServer(t *testing.T) {
 	t.Setenv("UFFDPAGER_PARK", "block")
 	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, store.NewMemory(4096*FrameSize), RegionOptions{Prefetch: prefetch.None(), ReadOnly: true})
+	needRaw(t, r)
 	m := r.Bytes()
 	var wg sync.WaitGroup
 	for g := range 8 {
@@ -492,6 +500,8 @@ func TestStaleLeavesAndReusedDescriptors(t *testing.T) {
 	t.Setenv("UFFDPAGER_PARK", "block")
 	o := RegionOptions{Prefetch: prefetch.None(), ReadOnly: true}
 	p1, a := rawMap(t, Options{Budget: 1024 * FrameSize}, store.NewMemory(128<<20), o)
+	defer p1.Close()
+	needRaw(t, a)
 	var b8 [8]byte
 	for i := int64(0); i < 512; i++ {
 		a.ReadAt(b8[:], i<<18)

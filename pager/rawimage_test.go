@@ -20,6 +20,7 @@ import (
 func TestRawImagesAreReadAgain(t *testing.T) {
 	const pages = 32
 	ctx := context.Background()
+	needProtection(t)
 	p := newPager(t, Options{Budget: 8 * FrameSize})
 	data, dataBytes := memoryStore(make([]byte, pages*FrameSize))
 	side, sideBytes := memoryStore(nil)

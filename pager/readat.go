@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/uffdpager/uffdpager/coro"
@@ -51,6 +52,9 @@ func (r *Region) ReadAt(b []byte, off int64) (int, error) {
 // readPage copies from within one page. last is the last page the caller
 // wants.
 func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
+	if sp.fd < 0 {
+		return r.readPlain(b, off, page, last)
+	}
 	if !sp.trap {
 		return r.readPinned(b, off, page)
 	}
@@ -152,6 +156,58 @@ func (r *Region) readPinned(b []byte, off int64, page uint64) error {
 	copy(b, unsafe.Slice((*byte)(unsafe.Add(r.base, off)), len(b)))
 	r.unpin(pageRange{page, 1}, false)
 	return nil
+}
+
+// readPlain is readPage where there is no userfaultfd and a region plain memory, in
+// which no access faults. Like any read it must not need a credit, all of which may
+// be with pins: a page that cannot be pinned is copied from, and if it has not left
+// meanwhile that was the page.
+func (r *Region) readPlain(b []byte, off int64, page, last uint64) error {
+	for tries := 0; ; tries++ {
+		if r.closing.Load() {
+			return ErrClosed
+		}
+		if r.pinHit(page) {
+			copy(b, unsafe.Slice((*byte)(unsafe.Add(r.base, off)), len(b)))
+			r.unpin(pageRange{page, 1}, false)
+			return nil
+		}
+		if r.copyUnpinned(b, off, page) {
+			return nil
+		}
+		if tries > 2 { // it leaves again and again before we run
+			if err := r.readPinned(b, off, page); !errors.Is(err, ErrBudget) {
+				return err
+			}
+		}
+		n, err := r.needInto(b, int(off-int64(page<<r.shift)), page, last)
+		if err != nil || n == len(b) {
+			return err
+		}
+	}
+}
+
+// copyUnpinned copies from within a page of plain memory. false: it was not there
+// all the time.
+func (r *Region) copyUnpinned(b []byte, off int64, page uint64) bool {
+	pw, w := r.d.look(page)
+	if pw == nil || !present(w) {
+		return false
+	}
+	if w&flagPrefetched != 0 {
+		r.firstTouch(pw, w, page)
+	}
+	copy(b, unsafe.Slice((*byte)(unsafe.Add(r.base, off)), len(b)))
+	for {
+		v := atomic.LoadUint64(pw)
+		if !present(v) || (v^w)&genMask != 0 { // generations are given out once
+			return false
+		}
+		// A swap, so that what was copied has been read before.
+		if atomic.CompareAndSwapUint64(pw, v, v) {
+			return true
+		}
+	}
 }
 
 // needAddr is need for an address of the region.

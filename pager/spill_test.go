@@ -50,6 +50,7 @@ func fileHas(t *testing.T, r *Region) (n int64) {
 // mapPrivate maps a Private region of pages of zeros.
 func mapPrivate(t *testing.T, pages int64, o Options, ro RegionOptions) *Region {
 	t.Helper()
+	needProtection(t)
 	p, err := New(o)
 	if err != nil {
 		t.Fatal(err)

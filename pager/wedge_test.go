@@ -127,6 +127,7 @@ func TestWedgedIO(t *testing.T) {
 func TestWedgedCommit(t *testing.T) {
 	var n named
 	p := newPager(t, Options{Budget: 64 * FrameSize, WedgeLimit: wedgeLimit, Events: n.listener()})
+	needProtection(t)
 	js := store.NewFaulty(store.NewMemory(1<<20), store.FaultyOptions{})
 	r, err := p.Map(store.NewMemory(100*FrameSize), RegionOptions{Durability: Atomic, Journal: JournalOptions{Store: js, Limit: 1 << 20, Interval: -1}})
 	if err != nil {
