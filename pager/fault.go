@@ -231,7 +231,7 @@ func (w *pagerWords) takeCredits(n, floor int64) bool {
 func (d *desc) countDirty() {
 	add64(&d.dirty, d.framesPerPage())
 	if add64(&d.words.dirty, d.framesPerPage()) == d.framesPerPage() {
-		d.words.wake() // the first: the housekeeper has a clock to look at
+		d.words.wakeClock() // the first
 	}
 }
 

@@ -18,7 +18,7 @@ func TestHoldsEndByThemselves(t *testing.T) {
 	p, r, _ := mapMemory(t, 100, Options{Budget: 64 * FrameSize}, store.FaultyOptions{}, RegionOptions{})
 	eventually(t, "the housekeeper sleeps without a clock", func() bool {
 		time.Sleep(2 * tick)
-		return p.idle() && bare.Load32(&p.w.sleeping) == 1
+		return p.idle() && bare.Load32(&p.w.sleeping) == asleep
 	})
 	for i := range int64(3) {
 		if _, err := r.Acquire(context.Background(), i*FrameSize, FrameSize); err != nil {

@@ -57,10 +57,18 @@ func (p *Pager) reapSome(n int) { p.engine.Reap(n) }
 // tick is how often the housekeeper looks at the clock.
 const tick = 50 * time.Millisecond
 
+// lull is for how long it goes on doing so when nothing is going on any more.
+const lull = 10 * tick
+
+// How the housekeeper sleeps (pagerWords.sleeping).
+const (
+	asleep = 1 // without a clock
+	dozing = 2 // until the next tick
+)
+
 func (p *Pager) housekeep() {
 	defer p.wg.Done()
-	timer := time.NewTicker(tick)
-	defer timer.Stop()
+	var busy time.Time // when something was going on last
 	for {
 		p.readNotices()
 		p.keepRoom()
@@ -81,16 +89,21 @@ func (p *Pager) housekeep() {
 		if p.stop.Load() {
 			return
 		}
-		bare.Store32(&p.w.sleeping, 1)
+		bare.Store32(&p.w.sleeping, asleep)
 		if bare.Load64(&p.w.noticeTail) != bare.Load64(&p.w.noticeHead) || bare.Load32(&p.w.wantRoom) != 0 {
 			// It came before the flag was seen.
 			bare.Store32(&p.w.sleeping, 0)
 			continue
 		}
-		if p.idle() {
-			// Nothing is going on: no clock to look at.
+		// Idle is asked when everybody can see that no clock is looked at.
+		now := time.Now()
+		if !p.idle() {
+			busy = now
+		}
+		if now.Sub(busy) > lull {
 			p.waitWake(0)
 		} else {
+			bare.Store32(&p.w.sleeping, dozing)
 			p.waitWake(p.tick())
 		}
 		bare.Store32(&p.w.sleeping, 0)

@@ -55,7 +55,7 @@ type pagerWords struct {
 	noticeLost uint32 // some did not fit: look at everything
 	wantRoom   uint32 // a fault server waits for a frame
 	wantSlots  uint32 // a fault server found no slot in a journal
-	sleeping   uint32 // the housekeeper waits for wakeFD
+	sleeping   uint32 // how the housekeeper waits for wakeFD, 0: it does not
 	wakeFD     int32
 	lowWater   int64 // frames: below, the housekeeper evicts
 	notices    [noticeSlots]uint64
@@ -109,8 +109,20 @@ func (w *pagerWords) notify(kind uint64, d uint32, page uint64, urgent bool) {
 //go:norace
 //go:nocheckptr
 func (w *pagerWords) wake() {
-	if bare.Load32(&w.sleeping) != 0 && bare.Cas32(&w.sleeping, 1, 0) {
+	if bare.Load32(&w.sleeping) != 0 && bare.Xchg32(&w.sleeping, 0) != 0 {
 		eventfdSignal(w.wakeFD)
+	}
+}
+
+// wakeClock makes sure that the housekeeper looks at the clock. It does as a rule:
+// who dirties a page, commits it, and dirties the next must not wake it each time.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) wakeClock() {
+	if bare.Load32(&w.sleeping) == asleep {
+		w.wake()
 	}
 }
 
