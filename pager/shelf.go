@@ -25,7 +25,9 @@ import (
 // the page later does so while his call is under way.
 //
 // The buffers are few, and the oldest goes first. One that was copied from to its
-// end goes at once, back to where the next read finds it in the cache.
+// end goes at once, back to where the next read finds it in the cache. Those of one page
+// or a few, which a replay reads ahead or the children of a node, are many, and found by
+// the page (see singles.go); the others go through a list.
 //
 // Many scans at once have more between the device and themselves than the shelf
 // holds: most buffers would be put off before their turn, having only kept the reads
@@ -41,14 +43,12 @@ const (
 )
 
 type shelf struct {
-	mu    sync.Mutex
-	list  []shelved // oldest first
-	bytes int
-	n     atomic.Int32 // of list
-
-	// Pages copied, and pages put off before that, of this trial; and how many
-	// buffers are not kept from now on.
-	copied, wasted, rest int
+	mu      sync.Mutex
+	list    []shelved // oldest first
+	bytes   int       // of list
+	trial   trial     // of list
+	singles singles
+	n       atomic.Int32 // of list, and pages of singles
 }
 
 // shelved is the buffer of a load.
@@ -58,6 +58,30 @@ type shelved struct {
 	gens  []uint32
 	buf   *buffer
 	left  int // pages that nobody has copied yet
+}
+
+// trial is whether it is of use to keep buffers: pages copied, and pages put off before
+// that; and how many buffers are not kept from now on.
+type trial struct{ copied, wasted, rest int }
+
+// rests is whether a buffer is not to be kept.
+func (t *trial) rests() bool {
+	if t.rest == 0 {
+		return false
+	}
+	t.rest--
+	return true
+}
+
+// judge ends a trial that has lasted long enough.
+func (t *trial) judge() {
+	if t.copied+t.wasted < shelfTrial {
+		return
+	}
+	if t.wasted > t.copied {
+		t.rest = shelfRest
+	}
+	t.copied, t.wasted = 0, 0
 }
 
 // copied notes whether it is ReadAt (or Acquire and raw access) that comes to pages
@@ -71,47 +95,37 @@ func (r *Region) copied(by bool) {
 // shelve keeps the buffer of l, whose pages are about to be installed.
 func (p *Pager) shelve(l *load) {
 	size := len(l.buf.mem)
-	most := min(shelfBytes, int(p.budget.Load()<<frameShift/shelfShare))
-	if size > most {
-		return
-	}
+	share := int(p.budget.Load() << frameShift / shelfShare)
 	s := &p.shelf
 	var out [shelfMost]*buffer
 	n := 0
 	s.mu.Lock()
-	if s.rest > 0 {
-		s.rest--
-		s.mu.Unlock()
-		return
+	switch most := min(shelfBytes, share); {
+	case size <= loanBytes:
+		n = s.singles.add(l, min(singlesBytes, share), &out)
+	case size > most || s.trial.rests():
+	default:
+		l.buf.lent.Add(1)
+		var gens []uint32
+		for len(s.list) > 0 && (len(s.list) == shelfMost || s.bytes+size > most) {
+			s.trial.wasted += s.list[0].left
+			gens = s.list[0].gens
+			out[n] = s.pop(0)
+			n++
+		}
+		s.list = append(s.list, shelved{l.r, l.first, append(gens[:0], l.gens...), l.buf, len(l.gens)})
+		s.bytes += size
+		s.trial.judge()
 	}
-	l.buf.lent.Add(1)
-	var gens []uint32
-	for len(s.list) > 0 && (len(s.list) == shelfMost || s.bytes+size > most) {
-		s.wasted += s.list[0].left
-		gens = s.list[0].gens
-		out[n] = s.pop(0)
-		n++
-	}
-	s.list = append(s.list, shelved{l.r, l.first, append(gens[:0], l.gens...), l.buf, len(l.gens)})
-	s.bytes += size
-	s.n.Store(int32(len(s.list)))
-	s.judge()
+	s.count()
 	s.mu.Unlock()
 	for _, buf := range out[:n] {
 		bufs.put(buf)
 	}
 }
 
-// judge ends a trial. s.mu is held.
-func (s *shelf) judge() {
-	if s.copied+s.wasted < shelfTrial {
-		return
-	}
-	if s.wasted > s.copied {
-		s.rest = shelfRest
-	}
-	s.copied, s.wasted = 0, 0
-}
+// count is called when something was added or taken. s.mu is held.
+func (s *shelf) count() { s.n.Store(int32(len(s.list) + len(s.singles.at))) }
 
 // pop takes out the i-th buffer; the caller puts it back. s.mu is held.
 func (s *shelf) pop(i int) *buffer {
@@ -120,7 +134,6 @@ func (s *shelf) pop(i int) *buffer {
 	s.list[n] = shelved{}
 	s.list = s.list[:n]
 	s.bytes -= len(buf.mem)
-	s.n.Store(int32(n))
 	return buf
 }
 
@@ -132,6 +145,10 @@ func (s *shelf) take(r *Region, page uint64, gen uint32) (buf *buffer, off int) 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if buf, off = s.singles.take(r, page, gen); buf != nil {
+		s.count()
+		return buf, off
+	}
 	for i := range s.list {
 		h := &s.list[i]
 		at := page - h.first
@@ -139,9 +156,11 @@ func (s *shelf) take(r *Region, page uint64, gen uint32) (buf *buffer, off int) 
 			continue
 		}
 		off = int(at << r.shift)
-		s.copied++
+		s.trial.copied++
 		if h.left--; h.left == 0 {
-			return s.pop(i), off // with the share of the shelf
+			buf = s.pop(i) // with the share of the shelf
+			s.count()
+			return buf, off
 		}
 		h.buf.lent.Add(1)
 		return h.buf, off
@@ -152,7 +171,7 @@ func (s *shelf) take(r *Region, page uint64, gen uint32) (buf *buffer, off int) 
 // drop lets go of all buffers of r; nil: of all there are.
 func (s *shelf) drop(r *Region) {
 	s.mu.Lock()
-	var out []*buffer
+	out := s.singles.drop(r)
 	for i := 0; i < len(s.list); {
 		if r != nil && s.list[i].r != r {
 			i++
@@ -160,6 +179,7 @@ func (s *shelf) drop(r *Region) {
 		}
 		out = append(out, s.pop(i))
 	}
+	s.count()
 	s.mu.Unlock()
 	for _, buf := range out {
 		bufs.put(buf)

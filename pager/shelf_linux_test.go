@@ -60,6 +60,11 @@ func (p *Pager) spoil() (pages int) {
 		}
 		pages += len(h.gens)
 	}
+	for _, i := range p.shelf.singles.at {
+		e := p.shelf.singles.ring[i]
+		binary.LittleEndian.PutUint64(e.buf.mem[e.off+8:], 1000)
+		pages++
+	}
 	return pages
 }
 
@@ -300,7 +305,7 @@ func TestTheShelfRestsWhereItIsNoUse(t *testing.T) {
 				l.gens = append(l.gens, 1)
 			}
 			p.shelf.mu.Lock()
-			rests := p.shelf.rest > 0
+			rests := p.shelf.trial.rest > 0
 			p.shelf.mu.Unlock()
 			p.shelve(l)
 			for page := l.first; c.come && page < l.first+each; page++ {

@@ -13,8 +13,8 @@ type ReplayOptions struct {
 	// has another, Replay returns an error; if it is 0 and the region turns
 	// out to have another, nothing is replayed.
 	PageSize int64
-	// Batch is how much is sorted and read together, in bytes; 0: 4 MiB.
-	// Ahead is how far the batches run ahead of the program; 0: 32 MiB. Both
+	// Batch is how much is sorted and read together, in bytes; 0: 2 MiB.
+	// Ahead is how far the batches run ahead of the program; 0: 8 MiB. Both
 	// together stay within the eighth of the budget that the default eviction
 	// policy grants to pages nobody has used yet.
 	Batch, Ahead int64
@@ -42,10 +42,10 @@ func Replay(r io.Reader, o ReplayOptions) (Policy, error) {
 		return nil, fmt.Errorf("replay: %w of pages of %d bytes, its pages have %d", ErrTrace, o.PageSize, t.PageSize)
 	}
 	if o.Batch <= 0 {
-		o.Batch = 4 << 20
+		o.Batch = 2 << 20
 	}
 	if o.Ahead <= 0 {
-		o.Ahead = 32 << 20
+		o.Ahead = 8 << 20
 	}
 	p := &replay{
 		pageSize: t.PageSize,

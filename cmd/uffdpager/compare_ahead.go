@@ -107,10 +107,12 @@ func aheadRows(o compareOptions) []compareRow {
 	case loadReplay:
 		return []compareRow{device(64), ours(wayBytes, 1).with(aheadReplay), ours(wayBytes, 1).with(aheadNone),
 			ours(wayAcquire, 1).with(aheadReplay), ours(wayAcquire, 1).with(aheadNone),
+			ours(wayReadAt, 1).with(aheadReplay), ours(wayReadAt, 1).with(aheadNone),
 			ours(wayBytes, g).with(aheadNone), ours(wayAcquire, g).with(aheadNone)}
 	case loadTree:
 		return []compareRow{device(64), device(16), ours(wayBytes, 16).with(aheadTree), ours(wayBytes, 16).with(aheadNone),
-			ours(wayAcquire, 16).with(aheadTree), ours(wayAcquire, 16).with(aheadNone), mmap("random", 16)}
+			ours(wayAcquire, 16).with(aheadTree), ours(wayAcquire, 16).with(aheadNone),
+			ours(wayAcquire, 1).with(aheadTree), ours(wayAcquire, 1).with(aheadNone), mmap("random", 16)}
 	}
 	return []compareRow{device(64), ours(wayAcquire, 1), bulk(ours(wayAcquire, 1)), ours(wayAcquire, 16), bulk(ours(wayAcquire, 16)),
 		ours(wayBytes, 1), bulk(ours(wayBytes, 1))}

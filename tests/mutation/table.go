@@ -457,6 +457,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestLentBuffersComeBack", quick: true,
 	},
 	{
+		name:  "singles-of-any-generation",
+		what:  "a small buffer on the shelf is taken for a page that has been read again since",
+		edits: []edit{{"pager/singles.go", "if !ok || s.ring[i].gen != gen {", "if !ok {"}},
+		pkg:   "pager", test: "TestSinglesAgainstAModel", quick: true,
+	},
+	{
 		name:  "pins-lent-in-writable",
 		what:  "a pin of a page that can be stored to has the buffer that it was read to",
 		edits: []edit{{"pager/region.go", "	d := r.d\n	if o.ReadOnly {", "	d := r.d\n	r.lends = true\n	if o.ReadOnly {"}},
