@@ -310,33 +310,38 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 	}
 	if hits == len(rs) {
 		r.leave()
-	} else {
-		for _, g := range rs[:hits] {
+		for i, g := range rs {
+			pins[i] = Pin{}
 			if g.Len != 0 {
-				r.unpin(r.pageRange(g.Off, g.Len), false)
+				pins[i] = newPin(r, g.Off, g.Len, pinnedHere)
 			}
 		}
-		op := newOp(r)
-		op.pin = true
-		for _, g := range rs {
-			if g.Len != 0 {
-				op.ranges = append(op.ranges, r.pageRange(g.Off, g.Len))
-			}
-		}
-		if err := r.p.begin(op); err != nil {
-			return err
-		}
-		if err := op.wait(ctx); err != nil {
-			return err
-		}
+		return nil
 	}
-	for i, g := range rs {
-		pins[i] = Pin{}
+	for _, g := range rs[:hits] {
 		if g.Len != 0 {
-			pins[i] = newPin(r, g.Off, g.Len, pinnedHere)
+			r.unpin(r.pageRange(g.Off, g.Len), false)
 		}
 	}
-	return nil
+	op := newOp(r)
+	op.pin, op.borrows = true, r.lends
+	for _, g := range rs {
+		if g.Len != 0 {
+			op.ranges = append(op.ranges, r.pageRange(g.Off, g.Len))
+		}
+	}
+	if err := r.p.begin(op); err != nil {
+		return err
+	}
+	if err := op.hear(ctx); err != nil {
+		return err
+	}
+	if op.err == nil {
+		op.pinEach(rs, pins)
+	} else {
+		op.putLoans(0)
+	}
+	return op.end()
 }
 
 // TryAcquire is Acquire that never waits: false means that the range was not
@@ -395,7 +400,7 @@ func (p *Pager) start(op *waitOp) {
 		op.pageDone()
 		return
 	}
-	r.copied(op.loan.wanted)
+	r.copied(op.borrows)
 	frames, creds := op.need, op.credits()
 	b := newBatch()
 	for _, pr := range op.ranges {

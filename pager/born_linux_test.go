@@ -541,7 +541,7 @@ func TestAnOldBufferIsNotLent(t *testing.T) {
 		op := newOp(r)
 		op.one[0] = pageRange{3, 1}
 		op.ranges = op.one[:]
-		op.loan.wanted = true
+		op.borrows = true
 		op.left.Store(1)
 		r.active.Add(1)
 		p.enlist(op.waiterFor(3))

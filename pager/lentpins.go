@@ -92,16 +92,47 @@ func (r *Region) acquireLent(ctx context.Context, off, n int64) (Pin, error) {
 		bufs.put(buf)
 		return Pin{}, err
 	}
-	how := pinnedHere
-	if buf != nil {
-		most := min(lentPinBytes, r.p.budget.Load()<<frameShift/lentPinShare)
-		if lent := r.p.lent.lend(buf, at, most); lent != 0 {
-			how = lent
-		} else {
-			bufs.put(buf)
-		}
+	return newPin(r, off, n, r.p.lendPin(buf, at)), nil
+}
+
+// lendPin is how a pin is held that may have buf, if there is one, from at on; if it
+// may not, buf is put back.
+func (p *Pager) lendPin(buf *buffer, at int) pinned {
+	if buf == nil {
+		return pinnedHere
 	}
-	return newPin(r, off, n, how), nil
+	how := p.lent.lend(buf, at, min(lentPinBytes, p.budget.Load()<<frameShift/lentPinShare))
+	if how == 0 {
+		bufs.put(buf)
+		return pinnedHere
+	}
+	return how
+}
+
+// pinEach makes the pins of an AcquireV whose op is complete. The waiters are in the
+// order of the pages, and a page has one if it was missed.
+func (op *waitOp) pinEach(rs []Range, pins []Pin) {
+	r, j := op.r, 0
+	for i, g := range rs {
+		pins[i] = Pin{}
+		if g.Len == 0 {
+			continue
+		}
+		pr, how := r.pageRange(g.Off, g.Len), pinnedHere
+		for k := range pr.n {
+			if j == op.nw || op.ws[j].page != pr.first+k {
+				continue
+			}
+			l := op.ws[j].loan
+			if j++; pr.n == 1 {
+				how = r.p.lendPin(l.buf, l.off)
+			} else {
+				bufs.put(l.buf)
+			}
+		}
+		pins[i] = newPin(r, g.Off, g.Len, how)
+	}
+	op.putLoans(j)
 }
 
 // pinLent pins a page, and returns the buffer that it was read to, if it can be had.
@@ -126,7 +157,7 @@ func (r *Region) pinLent(ctx context.Context, page uint64) (buf *buffer, at int,
 	if err != nil {
 		return nil, 0, err
 	}
-	op.loan.wanted = true
+	op.borrows = true
 	if err := r.p.begin(op); err != nil {
 		return nil, 0, err
 	}

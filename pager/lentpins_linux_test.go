@@ -185,6 +185,47 @@ func TestAcquireHasWhatIsOnTheShelf(t *testing.T) {
 	}
 }
 
+// AcquireV gives each pin of bytes of one page that was missed its buffer.
+func TestAcquireVHasTheReadBuffers(t *testing.T) {
+	s := store.NewFaulty(numbered(256), store.FaultyOptions{Seed: 1, Faults: []store.Fault{{Ops: store.OnRead, Off: 200 * FrameSize, Len: FrameSize, Err: unix.EIO}}})
+	p, r := rawMap(t, Options{Budget: 16 << 20}, s, RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
+	defer p.Close()
+	out := buffersOut()
+	wantPin(t, r, 3*FrameSize, 8).Release()
+	rs := []Range{
+		{Off: 7 * FrameSize, Len: FrameSize}, // missed
+		{Off: 3 * FrameSize, Len: 10},        // a hit
+		{},
+		{Off: 20*FrameSize - 8, Len: 16},                     // missed, of two pages
+		{Off: 7*FrameSize + 80, Len: 160},                    // the first again
+		{Off: 90 * FrameSize, Len: 4 * FrameSize},            // missed, of four
+		{Off: 2*FrameSize + FrameSize/2, Len: FrameSize / 2}, // missed
+	}
+	lent := []bool{true, false, false, false, true, false, true}
+	pins := make([]Pin, len(rs))
+	if err := r.AcquireV(t.Context(), rs, pins); err != nil {
+		t.Fatal(err)
+	}
+	for i, pin := range pins {
+		checkPin(t, pin, rs[i].Len)
+		if rs[i].Len != 0 && pin.isLent() != lent[i] {
+			t.Errorf("range %d: the buffer: %v, want %v", i, !lent[i], lent[i])
+		}
+	}
+	for i, pin := range pins {
+		for stealOne(p.w, true, 0) {
+		}
+		checkPin(t, pin, rs[i].Len)
+		pin.Release()
+	}
+	if err := r.AcquireV(t.Context(), []Range{{Off: 150 * FrameSize, Len: 1}, {Off: 200 * FrameSize, Len: 1}}, pins[:2]); !errors.Is(err, unix.EIO) {
+		t.Errorf("a page that cannot be read: %v", err)
+	}
+	if n := buffersOut(); n != out || p.lent.bytes.Load() != 0 {
+		t.Errorf("%d bytes of buffers are out, %d count as lent", n-out, p.lent.bytes.Load())
+	}
+}
+
 // However many pins are kept, they have few buffers; and a small part of a small budget.
 func TestFewPinsAreLent(t *testing.T) {
 	const pages = 1024
@@ -268,7 +309,21 @@ func TestLentPinsComeBack(t *testing.T) {
 					if rnd.IntN(4) == 0 {
 						c, cancel = context.WithTimeout(ctx, time.Duration(rnd.IntN(200))*time.Microsecond)
 					}
-					pin, err := r.Acquire(c, page*FrameSize, FrameSize)
+					var pin Pin
+					var err error
+					if at%5 != 0 {
+						pin, err = r.Acquire(c, page*FrameSize, FrameSize)
+					} else {
+						var two [2]Pin
+						other := rnd.Int64N(pages)
+						err = r.AcquireV(c, []Range{{other * FrameSize, 8}, {page * FrameSize, FrameSize}}, two[:])
+						if err == nil && binary.LittleEndian.Uint64(two[0].Bytes()) != uint64(other) {
+							t.Errorf("page %d: wrong", other)
+						}
+						if pin = two[1]; err == nil {
+							two[0].Release()
+						}
+					}
 					cancel()
 					switch {
 					case errors.Is(err, ErrClosed):

@@ -24,11 +24,10 @@ const (
 	loanMost  = 256      // to so many at a time, nearly: who runs out of luck touches the page
 )
 
-// loan is what a waitOp has of this.
+// loan is what a waiter has of this.
 type loan struct {
-	wanted bool
-	buf    *buffer // nil: none
-	off    int     // where in it the page is
+	buf *buffer // nil: none
+	off int     // where in it the page is
 }
 
 // take lends buf.
@@ -39,12 +38,19 @@ func (l *loan) take(buf *buffer, off int) {
 	}
 }
 
-// waitLoan is wait that also returns the buffer that the page can be copied from, if
-// there is one; then the caller puts it back.
+// putLoans puts back what the op's waiters from the j-th on have been lent.
+func (op *waitOp) putLoans(j int) {
+	for ; j < op.nw; j++ {
+		bufs.put(op.ws[j].loan.buf)
+	}
+}
+
+// waitLoan is wait, for one page, that also returns the buffer that the page can be
+// copied from, if there is one; then the caller puts it back.
 func (op *waitOp) waitLoan(ctx context.Context) (buf *buffer, off int, err error) {
 	if err := op.hear(ctx); err != nil {
 		return nil, 0, err
 	}
-	buf, off = op.loan.buf, op.loan.off
-	return buf, off, op.end()
+	l := op.w0[0].loan
+	return l.buf, l.off, op.end()
 }

@@ -233,7 +233,7 @@ func (r *Region) want(page uint64, loan bool) (*waitOp, error) {
 	op := newOp(r)
 	op.one[0] = pageRange{page, 1}
 	op.ranges = op.one[:]
-	op.loan.wanted = loan
+	op.borrows = loan
 	op.alone = true
 	return op, r.p.begin(op)
 }

@@ -38,6 +38,7 @@ type waiter struct {
 	op   *waitOp
 	page uint64
 	pin  bool   // it counts as a pin in the page's word
+	loan loan   // if its op borrows
 	seat uint64 // where the rescuer finds the page, 0: its load has one; see join
 }
 
@@ -55,6 +56,7 @@ type waitOp struct {
 	ranges   []pageRange // what is wanted, in pages
 	one      [1]pageRange
 	pin      bool // the pages are to be pinned
+	borrows  bool // it has a use for the buffers that its pages were read to; see loan.go
 	hold     bool // a parked access that is to be pinned, and held, if that can be had
 	store    bool // the pages are about to be stored to: a parked store's is pinned, until it is there, if that costs nothing
 	ticket   bool // frames are all it wants, which the owner uses himself …
@@ -67,7 +69,6 @@ type waitOp struct {
 	err   error
 	got   []pageRange // pinned so far; what to give back on failure
 	begun time.Time
-	loan  loan
 	alone bool // it may have, and then has, the place of who waits alone
 
 	// Who is told. Exactly one is set.
@@ -223,7 +224,7 @@ func (op *waitOp) complete() {
 	// Abandoned: the owner returned because its context ended.
 	// It is not recycled: the owner may still be taking it out of the line.
 	op.undo()
-	bufs.put(op.loan.buf)
+	op.putLoans(0)
 	op.r.leave()
 }
 
@@ -384,8 +385,8 @@ func (p *Pager) settleFrom(r *Region, page uint64, gen uint32, buf *buffer, off 
 	for w := ready; w != nil; {
 		next := w.next
 		w.op.obtained(page)
-		if buf != nil && w.op.loan.wanted {
-			w.op.loan.take(buf, off)
+		if buf != nil && w.op.borrows {
+			w.loan.take(buf, off)
 		}
 		w.op.pageDone()
 		w = next
