@@ -49,7 +49,7 @@ func (r *Region) Advise(off, n int64, a Advice) error {
 	case Cold:
 		r.p.evictMu.Lock()
 		r.eachIn(pr, func(page uint64, w word) {
-			if present(w) {
+			if present(w) || isMarker(w) {
 				r.domain.policy.Cold(pageKey(r.d, page))
 			}
 		})
@@ -108,6 +108,10 @@ func (r *Region) dropClean(pr pageRange) {
 		p.stats.evictions.Add(int64(left))
 		p.unreserve(frames)
 		batch = batch[:0]
+	}
+	if frames := r.dropUnmapped(pr); frames > 0 {
+		p.stats.evictions.Add(frames / r.fpp)
+		p.unreserve(frames)
 	}
 	r.eachIn(pr, func(page uint64, w word) {
 		if w&stateMask == stResident && w&pinMask == 0 {

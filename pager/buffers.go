@@ -19,6 +19,7 @@ type buffer struct {
 	cold  bool         // idle, and without memory
 	spent bool         // its memory is a page now, see move.go
 	lent  atomic.Int32 // holders beside the one who got it; each calls put
+	kept  unmappedEntry
 }
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
@@ -37,6 +38,7 @@ type bufferPool struct {
 	empty *buffer     // idle ones of hugeBytes whose memory has become pages
 	timer *time.Timer
 	bytes atomic.Int64
+	kept  atomic.Int64 // of these, in frames of pages; see unmapped.go
 }
 
 // bufs serves all pagers of the process.
@@ -120,7 +122,7 @@ func (bp *bufferPool) put(b *buffer) {
 		bp.putEmpty(b)
 		bp.mu.Unlock()
 		return
-	case size >= bufferLarge && bp.large+size > bufferKeep && bp.bytes.Load() > bufferMost:
+	case size >= bufferLarge && bp.large+size > bufferKeep && bp.bytes.Load()-bp.kept.Load() > bufferMost:
 		bp.mu.Unlock()
 		bp.unmap(b)
 		return

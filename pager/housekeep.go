@@ -183,6 +183,7 @@ func (p *Pager) notice(v uint64) {
 		p.settle(r, page)
 		p.forgetMarker(r, page)
 		if v>>60 == noticeLoaded {
+			r.copies.Store(0)
 			r.observe(prefetch.Event{Kind: prefetch.Miss, Page: int64(page)}, true)
 		}
 		p.pumpNow()

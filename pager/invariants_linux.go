@@ -290,7 +290,7 @@ func (m pagemap) check(d *desc, page uint64, w word) error {
 		switch s := w & stateMask; {
 		case s == stMissing && there:
 			why = "absent, and mapped"
-		case s != stMissing && !there:
+		case s != stMissing && !there && !isMarker(w):
 			why = "present, and not mapped"
 		case s == stResident && sp.wp && !protected:
 			why = "clean, and writable"

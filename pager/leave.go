@@ -58,14 +58,15 @@ type zapEntry struct {
 
 // evictState is what evicting needs; evictMu guards it.
 type evictState struct {
-	batch   [maxEvictBatch]zapEntry
-	n       int
-	dirty   []dirtyPage // met on the way: to be written
-	left    int         // pages of which EventListener.Evicted is to be told
-	credits int64       // given back since evictMu was locked
-	ranges  [maxEvictBatch]uffd.Range
-	spares  spares
-	take    func(evict.Page) evict.Verdict // takeVictim as a value, made once
+	batch    [maxEvictBatch]zapEntry
+	n        int
+	dirty    []dirtyPage // met on the way: to be written
+	left     int         // pages of which EventListener.Evicted is to be told
+	unmapped int         // that have left without having been mapped, in this turn
+	credits  int64       // given back since evictMu was locked
+	ranges   [maxEvictBatch]uffd.Range
+	spares   spares
+	take     func(evict.Page) evict.Verdict // takeVictim as a value, made once
 }
 
 // takeVictim judges a candidate. evictMu is held.
@@ -76,11 +77,18 @@ func (p *Pager) takeVictim(k evict.Page) evict.Verdict {
 	}
 	pw, w := d.look(page)
 	if pw == nil {
+		p.unmapped.sweep(d, page)
 		return evict.Unknown
 	}
 	switch w & stateMask {
-	case stMissing, stLoading, stInstalling, stFailed, stEvicting:
+	case stLoading:
+		if isMarker(w) {
+			return p.takeUnmappedVictim(d, page, pw, w)
+		}
 		return evict.Unknown // a load that is under way installs it anew
+	case stMissing, stInstalling, stFailed, stEvicting:
+		p.unmapped.sweep(d, page)
+		return evict.Unknown // the same
 	case stResident:
 	case stDirty:
 		if r := regionOf(d); len(p.ev.dirty) < maxEvictBatch && r != nil && !r.opt.Writeback.NoSteal {
@@ -99,7 +107,7 @@ func (p *Pager) takeVictim(k evict.Page) evict.Verdict {
 	if p.ev.n == maxEvictBatch {
 		return evict.Busy
 	}
-	if min := bare.Load64((*uint64)(unsafe.Pointer(&d.minResident))); min != 0 && uint64(load64(&d.resident)) <= min+uint64(p.ev.taken(d)) {
+	if p.leastResident(d) {
 		return evict.Busy
 	}
 	p.ev.batch[p.ev.n] = zapEntry{d: d, page: page, seen: bare.Load64(pw)}
@@ -108,6 +116,31 @@ func (p *Pager) takeVictim(k evict.Page) evict.Verdict {
 	}
 	p.ev.n++
 	return evict.Gone
+}
+
+// takeUnmappedVictim is takeVictim for a marker: one whose frame is a buffer leaves at
+// once.
+func (p *Pager) takeUnmappedVictim(d *desc, page uint64, pw *word, w word) evict.Verdict {
+	if w&flagTouched != 0 && bare.Cas64(pw, w, w&^flagTouched) {
+		return evict.Touched
+	}
+	if p.leastResident(d) {
+		return evict.Busy
+	}
+	switch left, wanted := p.takeUnmapped(d, page, uint32(w>>32)); {
+	case left:
+		p.ev.unmapped++
+		return evict.Gone
+	case wanted:
+		return evict.Busy
+	}
+	return evict.Unknown
+}
+
+// leastResident: d has no more than MinResident, what is in the batch aside.
+func (p *Pager) leastResident(d *desc) bool {
+	least := bare.Load64((*uint64)(unsafe.Pointer(&d.minResident)))
+	return least != 0 && uint64(load64(&d.resident)) <= least+uint64(p.ev.taken(d))
 }
 
 // busyOr is the verdict on a page that must be written before it can leave:
@@ -227,13 +260,13 @@ func (p *Pager) evictFrom(dm *domain, n int64) int64 {
 func (p *Pager) evictDomain(dm *domain, n int64) (freed int64) {
 	p.cool()
 	for n > freed {
-		p.ev.n = 0
+		p.ev.n, p.ev.unmapped = 0, 0
 		pages := int((n - freed + p.framesOf(dm) - 1) / p.framesOf(dm))
 		dm.policy.Evict(min(pages, maxEvictBatch), p.ev.take)
-		if p.ev.n == 0 {
-			break
+		got := p.gone(p.ev.unmapped, int64(p.ev.unmapped))
+		if p.ev.n > 0 {
+			got += p.zap(dm)
 		}
-		got := p.zap(dm)
 		freed += got
 		if got == 0 {
 			break
@@ -278,11 +311,16 @@ func (p *Pager) zap(dm *domain) (freed int64) {
 		}
 	}
 	p.transition()
-	if left > 0 {
-		p.stats.evictions.Add(int64(left))
+	return p.gone(left, frames)
+}
+
+// gone counts pages that have left together, and gives their frames back.
+func (p *Pager) gone(pages int, frames int64) int64 {
+	if pages > 0 {
+		p.stats.evictions.Add(int64(pages))
 		p.stats.evictBatches.Add(1)
 		p.w.giveFrames(frames)
-		ev.left += left
+		p.ev.left += pages
 	}
 	return frames
 }

@@ -329,7 +329,7 @@ func (p *Pager) finish(l *load, err error) {
 	if err == nil && !move && l.kind == ahead && r.ahead.copied.Load() {
 		p.shelve(l)
 	}
-	for i := 0; i < len(l.gens); i += groupMax {
+	for i := 0; i < len(l.gens) && (err != nil || move || !p.keepUnmapped(l)); i += groupMax {
 		k := min(groupMax, len(l.gens)-i)
 		if p.finishGroup(l, i, k, move, err) {
 			p.readAnew(l)

@@ -142,13 +142,17 @@ func (k *markers) pop(i int) marker {
 
 // mapMarker installs a marker somebody wants, and reports whether it was there.
 func (p *Pager) mapMarker(r *Region, page uint64, gen uint32) bool {
+	if p.mapUnmapped(r, page, gen) {
+		r.copies.Store(0)
+		return true
+	}
 	k := &p.markers
 	k.mu.Lock()
 	for i := range k.list {
 		if m := &k.list[i]; m.r == r && m.page == page && m.gen == gen {
 			m := k.pop(i)
 			k.mu.Unlock()
-			p.install(m)
+			p.install(m, ahead)
 			return true
 		}
 	}
@@ -157,9 +161,9 @@ func (p *Pager) mapMarker(r *Region, page uint64, gen uint32) bool {
 }
 
 // install maps a marker that was taken out, if it is still ours.
-func (p *Pager) install(m marker) {
+func (p *Pager) install(m marker, kind int) {
 	l := loadPool.Get().(*load)
-	l.r, l.first, l.kind = m.r, m.page, ahead
+	l.r, l.first, l.kind = m.r, m.page, kind
 	l.gens = append(l.gens, m.gen)
 	l.op.Buf = m.buf.mem[:1<<m.r.shift]
 	if m.move {
@@ -185,7 +189,7 @@ func (p *Pager) giveUpMarker(m marker) (frames int64) {
 		frames = m.r.fpp
 		p.unreserve(frames)
 	case installNone:
-		p.install(m)
+		p.install(m, ahead)
 		return 0
 	}
 	bufs.put(m.buf)
@@ -264,6 +268,7 @@ func (m *marker) there() bool {
 
 // forgetMarker drops the bytes of a marker that the fault server has read itself.
 func (p *Pager) forgetMarker(r *Region, page uint64) {
+	p.unmapped.sweep(r.d, page)
 	k := &p.markers
 	k.mu.Lock()
 	for i := range k.list {

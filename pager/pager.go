@@ -53,6 +53,7 @@ type Pager struct {
 	aheadLoads atomic.Int32 // … in so many reads
 	markers    markers
 	shelf      shelf
+	unmapped   unmapped
 	lent       lentPins
 	drops      drops
 	surprised  atomic.Int64 // when a miss came that no policy had an answer to, in ns of sinceStart
@@ -257,7 +258,7 @@ func (p *Pager) Stats() Stats {
 		Pinned:       p.pinnedFrames() << frameShift,
 		Dirty:        dirty << frameShift,
 		Pinnable:     pinnable << frameShift,
-		ReadBuffers:  bufs.bytes.Load(),
+		ReadBuffers:  bufs.bytes.Load() - bufs.kept.Load(),
 		Misses:       c.misses.Load() + load64((*int64)(unsafe.Pointer(&p.w.served))),
 		Joined:       c.joined.Load(),
 		Reads:        c.reads.Load() + load64((*int64)(unsafe.Pointer(&p.w.served))),

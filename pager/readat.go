@@ -86,6 +86,8 @@ func (r *Region) readPage(b []byte, off int64, page, last uint64) error {
 				}
 				continue
 			}
+		} else if pw != nil && isMarker(w) && r.copyUnmapped(b, int(off-int64(page<<r.shift)), pw, w, page) {
+			return nil
 		}
 		if tries > 1 {
 			if regionAt(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) != nil {

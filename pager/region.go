@@ -61,6 +61,7 @@ type Region struct {
 
 	restarts atomic.Int64
 	ahead    regionAhead
+	copies   atomic.Int32 // misses in a row that were only ReadAt's, up to unmappedAfter
 	views    viewCounter
 	write    writeState
 	atomic   *atomicState     // nil: not Atomic, or read-only
@@ -422,6 +423,7 @@ func (r *Region) close() error {
 	r.evictAll()
 	r.gone.Store(true)
 	p.giveUpMarkers(r, math.MaxInt64) // that the fault server had taken over
+	p.unmapped.purge(d)
 	p.drain(func() bool { return r.active.Load() == 0 })
 	p.shelf.drop(r)
 	p.drops.forget(r)
@@ -494,6 +496,7 @@ func (r *Region) evictAll() {
 			p.reapSome(64)
 		}
 		p.giveUpMarkers(r, math.MaxInt64)
+		p.unreserve(r.dropUnmapped(pageRange{0, r.d.pages}))
 		r.eachPage(func(page uint64, w word) {
 			r.forceClean(page)
 			_, w = r.d.look(page)
@@ -580,12 +583,12 @@ func (r *Region) Residency(off, n int64) (resident, dirty int64) {
 			continue
 		}
 		_, w := r.d.look(page)
-		if !present(w) {
+		if !present(w) && !r.unmapped(page, w) {
 			continue
 		}
 		lo, hi := max(off, int64(page<<r.shift)), min(off+n, int64((page+1)<<r.shift))
 		resident += hi - lo
-		if w&stateMask > stResident {
+		if unclean(w) {
 			dirty += hi - lo
 		}
 	}

@@ -187,6 +187,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 	}
 	for turn := 0; ; turn++ {
 		p.giveUpMarkers(r, math.MaxInt64)
+		p.unreserve(r.dropUnmapped(pr))
 		left, pinned := 0, false
 		r.eachIn(pr, func(page uint64, w word) {
 			left++

@@ -110,7 +110,7 @@ meanwhile.`,
 	f.IntVar(&o.goroutines, "goroutines", 64, "goroutines of rows that do not say otherwise")
 	f.IntVar(&o.rounds, "rounds", 5, "how often every row has its turn")
 	f.DurationVar(&o.duration, "duration", 500*time.Millisecond, "how long each turn is measured")
-	f.DurationVar(&o.warmup, "warmup", time.Second, "how long a row may take, before that, to get going: its memory full of what the workload keeps there")
+	f.DurationVar(&o.warmup, "warmup", 3*time.Second, "how long a row may take, before that, to get going: its memory full of what the workload keeps there")
 	f.StringVar(&rows, "rows", "", "only these rows: names or patterns such as 'mmap-*', separated by commas")
 	f.BoolVar(&list, "list", false, "list the rows and do nothing")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the work: the same seed, the same reads")

@@ -162,7 +162,8 @@ func (b *bench) ops() (n int64) {
 func (b *bench) warm() {
 	s := b.spec
 	fill := float64(s.Memory) / 10
-	if s.Workload == loadZipf || s.Workload == loadHotScan {
+	switch s.Workload {
+	case loadZipf, loadHotScan, loadRandom: // at random: what memory was filled with before has left
 		fill = float64(s.Memory) * 1.1
 	}
 	limit := s.Warmup

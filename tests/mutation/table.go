@@ -675,6 +675,24 @@ var table = []mutation{
 		pkg:   "pager", test: "TestMissOfWhatIsBeingClaimed", quick: true,
 	},
 	{
+		name:  "unmapped-beside-others",
+		what:  "pages stay without a mapping where others than ReadAt come to them",
+		edits: []edit{{"pager/unmapped.go", "\t\tr.copies.Store(0) // others come as well\n\t\treturn false", "\t\treturn false"}},
+		pkg:   "pager", test: "TestPagesAreMappedWhereOthersCome", quick: true,
+	},
+	{
+		name:  "unmapped-frame-of-nobody",
+		what:  "the buffer of a page that was stolen is kept for good",
+		edits: []edit{{"pager/unmapped.go", "pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\tbufs", "pw == nil || uint32(w>>32) != gen {\n\t\tbufs"}},
+		pkg:   "pager", test: "TestUnmappedPageThatWasTaken", quick: true,
+	},
+	{
+		name:  "unmapped-left-behind",
+		what:  "a page without a mapping leaves, and its buffer stays",
+		edits: []edit{{"pager/unmapped.go", "\tbufs.put(u.take(key, gen))\n\treturn left, false", "\treturn left, false"}},
+		pkg:   "pager", test: "TestReadAtAloneNeedsNoMapping", quick: true,
+	},
+	{
 		name:  "streams-forgotten-in-a-burst",
 		what:  "streams whose goroutines wait while another goes through what is there count as gone: too much is read ahead for the others",
 		edits: []edit{{"prefetch/streams.go", "burstMost = 32", "burstMost = 0"}},

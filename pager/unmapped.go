@@ -1,0 +1,369 @@
+//go:build linux
+
+package pager
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/uffdpager/uffdpager/coro"
+	"github.com/uffdpager/uffdpager/coro/bare"
+	"github.com/uffdpager/uffdpager/pager/evict"
+)
+
+// Pages that need not be mapped
+//
+// Where ReadAt is all that comes to a region, nobody needs its pages at their
+// addresses: whoever wants one wants a copy. So a page that ReadAt has missed stays
+// what a marker is (Loading with flagMark: read, and mapped only when somebody
+// touches it, see marker.go), and its frame is the buffer that it was read to. It
+// is neither installed nor taken away, which is two changes of the page table, a copy
+// and a share of a TLB flush for each page; and no hit touches a page that has just
+// been mapped. (A hypervisor that keeps page tables of its own has to follow
+// each change of one that has been in use, at 10 µs and more: BenchmarkCycle in uffd.)
+//
+// To everybody else such a page is a marker. A pin, a raw access, a Lock joins its
+// waiters and has it mapped; a fault server takes it over and reads it again. Only
+// three things are different. There may be as many as the budget holds, so they
+// are found by a table, and the policy knows them as it knows mapped pages and
+// offers them (takeVictim). ReadAt copies from the buffer, and marks the page as touched. And one
+// that is touched again and again is mapped after all: a mapped hit needs no table.
+//
+// Only in regions that cannot be stored to, in which the buffer is the page as long
+// as the word is of the generation it was read under; and only after unmappedAfter
+// misses in a row were ReadAt's: where others come as well, mapping ahead of them is
+// cheaper than a fault.
+const (
+	unmappedAfter = 512
+	unmappedOften = 64 // of so many further copies from one that was touched, one maps it
+
+	unmappedLocks = 64
+	unmappedMost  = 1 << 18 // chains
+)
+
+// unmapped is the table of a pager's pages whose frames are buffers.
+//
+// A buffer is in it with a share of its own. Its entry may be of a page that is not
+// what it was any more (taken over by a fault server, or stolen by one): then the
+// word has another generation, and the entry goes when the page is kept anew, when
+// the policy offers it, or when the region closes.
+type unmapped struct {
+	once  sync.Once
+	heads []*buffer // chains by buffer.next; a power of two of them
+	locks [unmappedLocks]struct {
+		sync.Mutex
+		_ [56]byte
+	}
+	n atomic.Int64
+}
+
+// unmappedEntry is what a buffer has of this; the lock of its chain guards it.
+type unmappedEntry struct {
+	key evict.Page
+	gen uint32
+}
+
+// open makes the chains: one for two pages of the budget.
+func (u *unmapped) open(frames int64) {
+	u.once.Do(func() {
+		n := unmappedLocks
+		for int64(n) < frames/2 && n < unmappedMost {
+			n *= 2
+		}
+		u.heads = make([]*buffer, n)
+	})
+}
+
+// chain locks the chain of key.
+func (u *unmapped) chain(key evict.Page) (head **buffer, mu *sync.Mutex) {
+	i := uint64(key) * 0x9E3779B97F4A7C15 >> 32 & uint64(len(u.heads)-1)
+	mu = &u.locks[i%unmappedLocks].Mutex
+	mu.Lock()
+	return &u.heads[i], mu
+}
+
+// put adds the buffer of a page, with a share of it, in place of an older one of the
+// same page.
+func (u *unmapped) put(key evict.Page, gen uint32, buf *buffer) {
+	buf.lent.Add(1)
+	// First: while it is 0 nobody looks.
+	u.n.Add(1)
+	bufs.kept.Add(FrameSize)
+	head, mu := u.chain(key)
+	old := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key })
+	buf.kept = unmappedEntry{key, gen}
+	buf.next, *head = *head, buf
+	mu.Unlock()
+	u.gone(old)
+	bufs.put(old)
+}
+
+// unlinkKept takes the first buffer out of a chain, which is locked, whose entry is
+// asked for.
+func unlinkKept(head **buffer, is func(*unmappedEntry) bool) *buffer {
+	for at := head; *at != nil; at = &(*at).next {
+		if b := *at; is(&b.kept) {
+			*at, b.next = b.next, nil
+			return b
+		}
+	}
+	return nil
+}
+
+// take takes the buffer of generation gen out; its share is the caller's.
+func (u *unmapped) take(key evict.Page, gen uint32) *buffer {
+	if u.n.Load() == 0 {
+		return nil
+	}
+	head, mu := u.chain(key)
+	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key && e.gen == gen })
+	mu.Unlock()
+	u.gone(b)
+	return b
+}
+
+// sweep drops the entry of a page that is not what it was. The entry is looked at
+// first: a claim that has ended does not come back, while a word that was looked at
+// before might be followed by a claim whose entry is good.
+func (u *unmapped) sweep(d *desc, page uint64) {
+	if u.n.Load() == 0 {
+		return
+	}
+	key := pageKey(d, page)
+	head, mu := u.chain(key)
+	gen := uint32(0)
+	for b := *head; b != nil; b = b.next {
+		if b.kept.key == key {
+			gen = b.kept.gen
+			break
+		}
+	}
+	mu.Unlock()
+	if gen == 0 {
+		return
+	}
+	if pw, w := d.look(page); pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {
+		bufs.put(u.take(key, gen))
+	}
+}
+
+// gone counts a buffer that was taken out.
+func (u *unmapped) gone(b *buffer) {
+	if b != nil {
+		u.n.Add(-1)
+		bufs.kept.Add(-FrameSize)
+	}
+}
+
+// lend is take for somebody who only copies from the buffer, and puts it back: it
+// stays.
+func (u *unmapped) lend(key evict.Page, gen uint32) *buffer {
+	if u.n.Load() == 0 {
+		return nil
+	}
+	head, mu := u.chain(key)
+	b := *head
+	for b != nil && (b.kept.key != key || b.kept.gen != gen) {
+		b = b.next
+	}
+	if b != nil {
+		b.lent.Add(1)
+	}
+	mu.Unlock()
+	return b
+}
+
+// purge drops what is left of a region that has no pages any more.
+func (u *unmapped) purge(d *desc) {
+	if u.n.Load() == 0 {
+		return
+	}
+	for i := range u.heads {
+		mu := &u.locks[i%unmappedLocks].Mutex
+		for more := true; more; {
+			mu.Lock()
+			b := unlinkKept(&u.heads[i], func(e *unmappedEntry) bool { o, _ := splitKey(e.key); return o == d })
+			mu.Unlock()
+			u.gone(b)
+			bufs.put(b)
+			more = b != nil
+		}
+	}
+}
+
+// mayStayUnmapped: what l has read may do without being mapped, if ReadAt is all
+// that waits for it.
+func (l *load) mayStayUnmapped() bool {
+	o := &l.r.opt
+	return l.kind == demand && len(l.gens) == 1 && l.r.fpp == 1 && l.from == fromStore && !l.stays &&
+		o.ReadOnly && o.Verify == nil && sp.trap
+}
+
+// keepUnmapped leaves the page of l, which has been read, a marker, and tells those
+// who wait for it. false: it has to be mapped, or is not ours any more.
+func (p *Pager) keepUnmapped(l *load) bool {
+	r, page, gen := l.r, l.first, l.gens[0]
+	if !l.mayStayUnmapped() || !l.owns() { // (the rescuer may have been faster)
+		return false
+	}
+	b := p.bucketOf(r, page)
+	b.mu.Lock()
+	copies := b.onlyCopies(r, page)
+	b.mu.Unlock()
+	if !copies {
+		r.copies.Store(0) // others come as well
+		return false
+	}
+	if r.copies.Load() < unmappedAfter {
+		r.copies.Add(1)
+		return false
+	}
+	if r.closing.Load() {
+		return false
+	}
+	u, key := &p.unmapped, pageKey(r.d, page)
+	u.open(p.budget.Load())
+	// It is there before anybody can find the word that says so.
+	u.put(key, gen, l.buf)
+	b.mu.Lock()
+	if !b.onlyCopies(r, page) || !settleMark(r.d, page, gen) {
+		b.mu.Unlock()
+		bufs.put(u.take(key, gen))
+		return false
+	}
+	ready := b.take(r, page)
+	b.mu.Unlock()
+	p.evictMu.Lock()
+	r.domain.policy.Install(key, evict.Demand)
+	p.evictMu.Unlock()
+	for w := ready; w != nil; {
+		next := w.next
+		w.loan.take(l.buf, 0)
+		w.op.pageDone()
+		w = next
+	}
+	return true
+}
+
+// onlyCopies: some wait for the page, and all of them for a copy. b.mu is held.
+func (b *bucket) onlyCopies(r *Region, page uint64) (some bool) {
+	for w := b.head; w != nil; w = w.next {
+		if w.page == page && w.op.r == r {
+			if !w.op.borrows || w.op.pin {
+				return false
+			}
+			some = true
+		}
+	}
+	return some
+}
+
+// settleMark makes a Loading page a marker nobody waits for. The lock of its bucket is
+// held, so that nobody begins to wait.
+func settleMark(d *desc, page uint64, gen uint32) bool {
+	for {
+		pw, w := d.look(page)
+		if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen || w&pinMask != 0 {
+			return false
+		}
+		if bare.Cas64(pw, w, w&^flagWaited|flagMark) {
+			return true
+		}
+	}
+}
+
+// copyUnmapped copies to b from skip on in a page that is not mapped, if its frame is
+// a buffer: w is the word, and what it says is true at a moment during the call.
+func (r *Region) copyUnmapped(b []byte, skip int, pw *word, w word, page uint64) bool {
+	key, gen := pageKey(r.d, page), uint32(w>>32)
+	buf := r.p.unmapped.lend(key, gen)
+	if buf == nil {
+		return false
+	}
+	defer bufs.put(buf)
+	// (b may be memory of a region, of which a page is missing.)
+	left, _ := coro.CopyOut(unsafe.Pointer(unsafe.SliceData(b)), unsafe.Pointer(&buf.mem[skip]), uintptr(len(b)))
+	switch {
+	case left != 0:
+		return false
+	case w&flagTouched == 0:
+		bare.Cas64(pw, w, w|flagTouched)
+	case rand.Uint32()%unmappedOften == 0 && r.enter():
+		r.p.mapUnmapped(r, page, gen)
+		r.leave()
+	}
+	return true
+}
+
+// mapUnmapped maps a page whose frame is a buffer, and says whether it was one. The
+// caller holds the region.
+func (p *Pager) mapUnmapped(r *Region, page uint64, gen uint32) bool {
+	buf := p.unmapped.take(pageKey(r.d, page), gen)
+	if buf == nil {
+		return false
+	}
+	r.active.Add(1)
+	p.install(marker{r: r, page: page, gen: gen, buf: buf}, demand)
+	return true
+}
+
+// takeUnmapped takes a page whose frame is a buffer from Loading to Missing: left, and
+// the frame is the caller's, who tells the policy. wanted: it stays, for somebody is about
+// to map it.
+func (p *Pager) takeUnmapped(d *desc, page uint64, gen uint32) (left, wanted bool) {
+	u, key := &p.unmapped, pageKey(d, page)
+	b := u.lend(key, gen)
+	if b == nil {
+		return false, false
+	}
+	defer bufs.put(b)
+	// The entry goes after the page: who wants it mapped meanwhile must find it.
+	switch cancelMarker(d, page, gen) {
+	case installNone:
+		return false, true
+	case installDone:
+		left = true
+	}
+	bufs.put(u.take(key, gen))
+	return left, false
+}
+
+// dropUnmapped lets go of the pages of pr whose frames are buffers, and says how many
+// frames that were; they are the caller's.
+func (r *Region) dropUnmapped(pr pageRange) (frames int64) {
+	p := r.p
+	if p.unmapped.n.Load() == 0 {
+		return 0
+	}
+	var list []unmappedEntry
+	r.eachIn(pr, func(page uint64, w word) {
+		if isMarker(w) {
+			list = append(list, unmappedEntry{pageKey(r.d, page), uint32(w >> 32)})
+		}
+	})
+	for part := range slices.Chunk(list, maxEvictBatch) {
+		p.evictMu.Lock()
+		for _, e := range part {
+			_, page := splitKey(e.key)
+			if left, _ := p.takeUnmapped(r.d, page, e.gen); left {
+				r.domain.policy.Remove(e.key)
+				frames += r.fpp
+			}
+		}
+		p.evictMu.Unlock()
+	}
+	return frames
+}
+
+// unmapped: the page's frame is a buffer; w is its word.
+func (r *Region) unmapped(page uint64, w word) bool {
+	if !isMarker(w) {
+		return false
+	}
+	buf := r.p.unmapped.lend(pageKey(r.d, page), uint32(w>>32))
+	bufs.put(buf)
+	return buf != nil
+}
