@@ -146,6 +146,7 @@ func median(d []time.Duration) float64 {
 // every so many, beside one sequential direct write of the same bytes and one
 // fdatasync, and beside the floor of the journal's format: the same bytes and a
 // record elsewhere in the file, with one call, and one fdatasync. All take turns.
+// Every second Commit has a context that can end.
 func BenchmarkCommit(b *testing.B) {
 	for _, pages := range []int64{1, 64, 4096} {
 		b.Run(fmt.Sprintf("pages=%d", pages), func(b *testing.B) { benchCommit(b, pages, 1) })
@@ -160,8 +161,12 @@ func benchCommit(b *testing.B, pages, every int64) {
 	_, r := benchRegion(b, dir, 4096*frame, 64<<20)
 	d := newDirect(b, dir, int(pages*frame))
 	f := newFloor(b, dir, d.buf)
-	var commits, writes, floors []time.Duration
+	var commits [2][]time.Duration
+	var writes, floors []time.Duration
 	var cpu time.Duration
+	may, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ctxs := [2]context.Context{context.Background(), may}
 	dirty := func(i int) {
 		for k := range pages {
 			if _, err := r.WriteAt([]byte{byte(i)}, k*every*frame+8); err != nil {
@@ -186,14 +191,18 @@ func benchCommit(b *testing.B, pages, every int64) {
 		}
 		b.StartTimer()
 		at, before := time.Now(), processCPU(b)
-		if err := r.Commit(context.Background()); err != nil {
+		if err := r.Commit(ctxs[i/2%2]); err != nil {
 			b.Fatal(err)
 		}
-		commits = append(commits, time.Since(at))
+		commits[i/2%2] = append(commits[i/2%2], time.Since(at))
 		cpu += processCPU(b) - before
 	}
-	c, w, l := median(commits), median(writes), median(floors)
+	if b.N < 4 {
+		return
+	}
+	c, w, l := median(commits[0]), median(writes), median(floors)
 	b.ReportMetric(c, "µs/commit")
+	b.ReportMetric(median(commits[1])/w, "ctx-ratio")
 	b.ReportMetric(w, "µs/direct")
 	b.ReportMetric(l, "µs/floor")
 	b.ReportMetric(c/w, "ratio")
