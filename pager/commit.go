@@ -113,35 +113,70 @@ func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 
 // finish makes the cut durable, or takes it back.
 func (c *cut) finish() error {
+	e := c.r.p.onSpot.engine(c.r.p.engine)
+	c.write(e)
+	c.await()
+	c.flush(e)
+	c.await()
+	return c.conclude()
+}
+
+// write starts the writes of images and record through e, those that are not on
+// their way.
+func (c *cut) write(e aio.Engine) {
 	r, a := c.r, c.r.atomic
-	err := c.readRaw()
+	c.failed = c.readRaw()
 	a.mu.Lock()
 	same := c.length == a.length && c.minLength == a.length
 	a.mu.Unlock()
-	if err == nil && len(c.entries) == 0 && same {
+	if c.failed == nil && len(c.entries) == 0 && same {
+		c.nothing = true
+		return
+	}
+	if c.failed == nil {
+		c.rec, c.failed = c.record()
+	}
+	if c.failed != nil {
+		c.push(e)
+		return
+	}
+	c.writes.Add(len(c.rec.Ops))
+	r.repeating(c.rec.Ops, c.writes.Done)
+	c.track = tracked{kind: WedgedWrite, r: r, n: r.Len(), name: "commit record"}
+	r.p.tracks.add(&c.track)
+	c.push(e, c.rec.Ops...)
+}
+
+// flush starts the flush through e, when all writes of the cut have ended.
+func (c *cut) flush(e aio.Engine) {
+	r := c.r
+	if c.rec == nil {
+		return
+	}
+	r.p.tracks.remove(&c.track)
+	if c.failed = cmp.Or(failed(c.rec.Ops), c.err); c.failed != nil {
+		return
+	}
+	r.p.stats.flushes.Add(1)
+	c.track = tracked{kind: WedgedFlush, r: r, n: r.Len(), name: "journal"}
+	r.p.tracks.add(&c.track)
+	c.writes.Add(1)
+	c.flushed = &aio.Op{Code: aio.Flush}
+	ops := []*aio.Op{c.flushed}
+	r.repeating(ops, c.writes.Done)
+	r.write.side.Start(e, ops)
+}
+
+// conclude tells what has become of the cut, when its flush has ended.
+func (c *cut) conclude() error {
+	r, a := c.r, c.r.atomic
+	if c.nothing {
 		return a.flushError() // nothing has changed
 	}
-	var rec *journal.Record
-	if err == nil {
-		rec, err = c.record()
-	}
-	if err == nil {
-		c.writes.Add(len(rec.Ops))
-		r.repeating(rec.Ops, c.writes.Done)
-		c.track = tracked{kind: WedgedWrite, r: r, n: r.Len(), name: "commit record"}
-		r.p.tracks.add(&c.track)
-		c.push(rec.Ops...)
-	}
-	c.await()
-	if rec != nil {
+	rec, err := c.rec, c.failed
+	if c.flushed != nil {
 		r.p.tracks.remove(&c.track)
-	}
-	if err == nil {
-		err = cmp.Or(failed(rec.Ops), c.err)
-	}
-	if err == nil {
-		r.p.stats.flushes.Add(1)
-		if err = r.flushSide(&c.track); err != nil {
+		if err = failed([]*aio.Op{c.flushed}); err != nil {
 			err = a.flushFailed(err)
 		}
 	}
@@ -244,19 +279,14 @@ func (o *onSpot) close() error {
 	return o.e.Close()
 }
 
-// onTheSpot starts ops on the journal's store for a goroutine that is going to
-// wait for them: it carries them out itself as far as the store lets it.
-func (r *Region) onTheSpot(ops []*aio.Op) {
-	r.write.side.Start(r.p.onSpot.engine(r.p.engine), ops)
-}
-
 // transfer does ops on the journal's store and waits, repeating what fails with
-// an error that passes (but no flush). The first error is returned.
+// an error that passes (but no flush). The goroutine carries them out itself as far
+// as the store lets it. The first error is returned.
 func (r *Region) transfer(ops ...*aio.Op) error {
 	var wg sync.WaitGroup
 	wg.Add(len(ops))
 	r.repeating(ops, wg.Done)
-	r.onTheSpot(ops)
+	r.write.side.Start(r.p.onSpot.engine(r.p.engine), ops)
 	wg.Wait()
 	return failed(ops)
 }
@@ -288,14 +318,6 @@ func failed(ops []*aio.Op) error {
 		}
 	}
 	return nil
-}
-
-// flushSide makes durable what the journal has been written. t is free.
-func (r *Region) flushSide(t *tracked) error {
-	*t = tracked{kind: WedgedFlush, r: r, n: r.Len(), name: "journal"}
-	r.p.tracks.add(t)
-	defer r.p.tracks.remove(t)
-	return r.transfer(&aio.Op{Code: aio.Flush})
 }
 
 // flushError is the failed flush, which is kept.

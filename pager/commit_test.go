@@ -152,7 +152,8 @@ func atomicHistory(t *testing.T, seed uint64, steps int, po Options) {
 	}
 	a := mapAtomic(t, p, data, nil, o)
 	raw := a.Raw() == nil
-	ctx := context.Background()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	byServer := 0
 	for step := range steps {
 		for s := range a.d.slotCount {

@@ -34,7 +34,7 @@ func (r *Region) Commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.atomic.begin(ctx.Done() == nil)
+	r.atomic.begin(ctx, s)
 	err = s.Wait(ctx)
 	if err != nil && err == ctx.Err() {
 		s.gone.Store(true)
@@ -148,21 +148,23 @@ func (a *atomicState) request(s *SyncOp) {
 }
 
 // begin sees to it that what has been requested is committed. A caller who is
-// going to wait to the end, whatever happens, commits by himself if nobody else
-// is about it: that saves waking the committer, and being woken by it.
-func (a *atomicState) begin(wait bool) {
-	if wait {
-		select {
-		case a.turn <- struct{}{}:
-			if a.given() == nil {
-				a.r.p.commitTogether([]*Region{a.r}, a.given)
-			}
-			<-a.turn
-			return // who came meanwhile has woken the committer
-		default:
-		}
+// going to wait for s commits by himself if nobody else is about it: that saves
+// waking the committer, and being woken by it.
+func (a *atomicState) begin(ctx context.Context, s *SyncOp) {
+	select {
+	case a.turn <- struct{}{}:
+	default:
+		a.wakeUp()
+		return
 	}
-	a.wakeUp()
+	if ctx.Done() != nil {
+		a.commitHere(ctx, s)
+		return
+	}
+	if a.given() == nil {
+		a.r.p.commitTogether([]*Region{a.r}, a.given)
+	}
+	<-a.turn // who came meanwhile has woken the committer
 }
 
 // wakeUp makes the committer look whether somebody waits.
@@ -185,6 +187,7 @@ func (a *atomicState) committer() {
 		}
 		a.turn <- struct{}{}
 		for a.given() == nil {
+			a.byCommitter.Add(1)
 			a.r.p.commitTogether([]*Region{a.r}, a.given)
 		}
 		<-a.turn

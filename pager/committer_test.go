@@ -77,14 +77,14 @@ func mapWatched(t *testing.T, p *Pager, journal store.Store) *Region {
 // commitsOf commits a few pages seven times, with one flush after all of a
 // commit's writes. The eighth record would make the keeper checkpoint: it fills
 // half of the ring.
-func commitsOf(t *testing.T, r *Region, journal *watchedJournal) {
+func commitsOf(t *testing.T, ctx context.Context, r *Region, journal *watchedJournal) {
 	t.Helper()
 	for i := range 7 {
 		for k := range 1 + i%3 {
 			fill(t, r, 7*k+i, byte(i))
 		}
 		before := journal.flushes.Load()
-		if err := r.Commit(context.Background()); err != nil {
+		if err := r.Commit(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if n := journal.flushes.Load() - before; n != 1 {
@@ -99,13 +99,25 @@ func commitsOf(t *testing.T, r *Region, journal *watchedJournal) {
 // The journal is flushed once per commit, after all of its writes; a failure is
 // kept.
 func TestCommitFlushesOnceAfterItsWrites(t *testing.T) {
+	for what, ctx := range contexts(t) {
+		t.Run(what, func(t *testing.T) { commitFlushesOnce(t, ctx) })
+	}
+}
+
+// contexts are one that cannot end, and one that can: its caller may have to go.
+func contexts(t *testing.T) map[string]context.Context {
+	may, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	return map[string]context.Context{"to the end": context.Background(), "unless cancelled": may}
+}
+
+func commitFlushesOnce(t *testing.T, ctx context.Context) {
 	p := newPager(t, Options{Budget: 256 * FrameSize})
 	slow := store.NewFaulty(store.NewMemory(8192), store.FaultyOptions{Kernel: true})
 	slow.SetLatency(time.Millisecond, time.Millisecond)
 	journal := &watchedJournal{Store: slow}
 	r := mapWatched(t, p, journal)
-	commitsOf(t, r, journal)
-	ctx := context.Background()
+	commitsOf(t, ctx, r, journal)
 	fill(t, r, 1, 1)
 	eio := unix.EIO
 	journal.err.Store(&eio)
@@ -124,6 +136,12 @@ func TestCommitFlushesOnceAfterItsWrites(t *testing.T) {
 // A commit to a file is carried out by the goroutine that commits: its writes
 // and its flush have ended when they have been started, and nobody is woken.
 func TestCommitInPlace(t *testing.T) {
+	for what, ctx := range contexts(t) {
+		t.Run(what, func(t *testing.T) { commitInPlace(t, ctx) })
+	}
+}
+
+func commitInPlace(t *testing.T, ctx context.Context) {
 	p := newPager(t, Options{Budget: 256 * FrameSize})
 	if p.Engine() != aio.LinuxAIO.String() {
 		t.Skip("only Linux AIO does several writes together in place; the engine is ", p.Engine())
@@ -135,7 +153,10 @@ func TestCommitInPlace(t *testing.T) {
 	journal := &watchedJournal{Store: f}
 	r := mapWatched(t, p, journal)
 	journal.later.Store(0) // what made the journal longer
-	commitsOf(t, r, journal)
+	commitsOf(t, ctx, r, journal)
+	if r.atomic.byCommitter.Load() != 0 {
+		t.Errorf("%d commits by the committer", r.atomic.byCommitter.Load())
+	}
 	if n := journal.later.Load(); n != 0 {
 		t.Errorf("%d writes and flushes of commits had to be waited for", n)
 	}
@@ -214,5 +235,94 @@ func TestCommitOnTheCallersGoroutine(t *testing.T) {
 	}
 	if err := <-closed; err != nil {
 		t.Errorf("Close: %v", err)
+	}
+}
+
+// Who may go goes when his context ends, whatever his commit is waiting for; the
+// commit ends without him, and what comes next has all of it.
+func TestWhoGoesLeavesHisCommit(t *testing.T) {
+	for what, c := range map[string]struct {
+		hold  store.Ops
+		under int64 // transfers that are under way then
+	}{"writes": {store.OnWrite, 2}, "the flush": {store.OnFlush, 1}} {
+		t.Run(what, func(t *testing.T) {
+			p := newPager(t, Options{Budget: 256 * FrameSize})
+			r, _, journal := faultyAtomic(t, p, 64, RegionOptions{Journal: JournalOptions{Interval: -1}, Writeback: Writeback{NoSteal: true}})
+			fill(t, r, 0, 1)
+			if err := r.Commit(context.Background()); err != nil { // makes the slots
+				t.Fatal(err)
+			}
+			for r.atomic.grow(context.Background()) == nil {
+			}
+			before := p.Stats().Commits
+			journal.Hold(c.hold)
+			fill(t, r, 1, 7)
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			gone := make(chan error, 1)
+			go func() { gone <- r.Commit(ctx) }()
+			eventually(t, "his "+what, func() bool { return int64(journal.Counts().InFlight) >= c.under })
+			select {
+			case err := <-gone:
+				t.Fatalf("Commit came back before %s had ended: %v", what, err)
+			default:
+			}
+			cancel()
+			if err := within10s(t, "Commit whose context has ended", gone); !errors.Is(err, context.Canceled) {
+				t.Errorf("Commit whose context has ended: %v", err)
+			}
+			if len(r.atomic.turn) != 1 {
+				t.Error("the turn was given back with the commit under way")
+			}
+			fill(t, r, 2, 8)
+			next := make(chan error, 1)
+			go func() { next <- r.Commit(context.Background()) }()
+			journal.Release()
+			if err := within10s(t, "the next Commit", next); err != nil {
+				t.Error(err)
+			}
+			if n := p.Stats().Commits - before; n != 2 {
+				t.Errorf("%d commits, want the one that was left, and the next", n)
+			}
+			if n := load64(&r.d.dirty); n != 0 {
+				t.Errorf("%d frames are dirty after all commits", n)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Close waits for a commit that somebody has left, and ErrClosed is not its answer
+// to who stays.
+func TestCloseWaitsForACommitThatWasLeft(t *testing.T) {
+	p := newPager(t, Options{Budget: 256 * FrameSize})
+	r, _, journal := faultyAtomic(t, p, 64, RegionOptions{Journal: JournalOptions{Interval: -1}, Writeback: Writeback{NoSteal: true}})
+	fill(t, r, 0, 1)
+	if err := r.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for r.atomic.grow(context.Background()) == nil {
+	}
+	journal.Hold(store.OnWrite)
+	fill(t, r, 1, 7)
+	ctx, cancel := context.WithCancel(context.Background())
+	gone := make(chan error, 1)
+	go func() { gone <- r.Commit(ctx) }()
+	eventually(t, "his writes", func() bool { return journal.Counts().InFlight >= 2 })
+	cancel()
+	<-gone
+	closed := make(chan error, 1)
+	go func() { closed <- r.Close() }()
+	eventually(t, "Close", r.closing.Load)
+	select {
+	case err := <-closed:
+		t.Fatalf("Close did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	journal.Release()
+	if err := within10s(t, "Close", closed); err != nil {
+		t.Error(err)
 	}
 }

@@ -28,10 +28,16 @@ type cut struct {
 	ops               []*SyncOp
 	length, minLength int64
 
-	writes  sync.WaitGroup // of images, and of the record
-	running atomic.Int64   // frames of images
-	held    *aio.Op        // the last of them, which goes along with the record
-	track   tracked        // of the record, then of the flush
+	writes  pending      // of images, and of the record; then the flush
+	running atomic.Int64 // frames of images
+	held    *aio.Op      // the last of them, which goes along with the record
+	track   tracked      // of the record, then of the flush
+
+	hasty   bool // gives up (errHasty) where it would have to wait for a device
+	nothing bool // there is nothing to be committed
+	rec     *journal.Record
+	flushed *aio.Op
+	failed  error // nothing, or what keeps the cut from being durable
 
 	mu      sync.Mutex
 	entries []journal.Entry
@@ -39,6 +45,25 @@ type cut struct {
 	spoiled map[uint32]struct{}
 	err     error // the first failed write
 }
+
+// pending is a WaitGroup that says whether there is anything to wait for.
+type pending struct {
+	n  atomic.Int64
+	wg sync.WaitGroup
+}
+
+func (p *pending) Add(n int) {
+	p.n.Add(int64(n))
+	p.wg.Add(n)
+}
+
+func (p *pending) Done() {
+	p.n.Add(-1)
+	p.wg.Done()
+}
+
+func (p *pending) Wait()      { p.wg.Wait() }
+func (p *pending) none() bool { return p.n.Load() == 0 }
 
 // errNoSlots: the journal has no room for what is dirty.
 var errNoSlots = errors.New("no slots")
@@ -83,28 +108,27 @@ func (c *cut) start(op *aio.Op) {
 	c.held = op
 }
 
-// push starts what is held back, and more, for who waits for it next: it may
-// have ended when push returns.
-func (c *cut) push(more ...*aio.Op) {
+// push starts what is held back, and more, through e.
+func (c *cut) push(e aio.Engine, more ...*aio.Op) {
 	ops := more
 	if c.held != nil {
 		ops = append([]*aio.Op{c.held}, more...)
 		c.held = nil
 	}
 	if len(ops) > 0 {
-		c.r.onTheSpot(ops)
+		c.r.write.side.Start(e, ops)
 	}
 }
 
-// await waits for all writes of the cut.
+// await waits for all that the cut has under way.
 func (c *cut) await() {
-	c.push()
+	c.push(c.r.p.onSpot.engine(c.r.p.engine))
 	c.writes.Wait()
 }
 
 // waitWindow bounds the memory of the copies.
 func (c *cut) waitWindow() {
-	for turn := 0; c.running.Load() >= writeWindow; turn++ {
+	for turn := 0; c.running.Load() >= writeWindow && !c.hasty; turn++ {
 		c.r.p.reapSome(64)
 		pause(turn)
 	}
@@ -121,6 +145,9 @@ func (c *cut) has(page uint64) bool {
 func (c *cut) take() error {
 	r, p, d, a := c.r, c.r.p, c.r.d, c.r.atomic
 	for turn := 0; a.writers.Load() != 0 || load64(&d.slotsFilling) != 0; turn++ {
+		if c.hasty {
+			return errHasty
+		}
 		p.reapSome(64)
 		pause(turn)
 	}
@@ -146,6 +173,9 @@ func (c *cut) take() error {
 		list = p.collectDirty(list[:0], d, 0)
 		if !slices.ContainsFunc(list, func(e dirtyPage) bool { return c.misses(e.page) }) {
 			break
+		}
+		if c.hasty && turn > 10 {
+			return errHasty
 		}
 		if turn > 1000 {
 			return fmt.Errorf("pager: pages cannot be write-protected: %w", ErrBudget)

@@ -66,7 +66,7 @@ func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 		}
 		s, err := r.commitOp(efd)
 		if err == nil {
-			r.atomic.begin(false)
+			r.atomic.wakeUp()
 		}
 		return s, err
 	}

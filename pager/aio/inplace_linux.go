@@ -81,22 +81,26 @@ func (e *inPlace) Submit(ops []*Op) {
 // together gives ops to the kernel with one call and waits for all of them with
 // another. Called with mu.
 func (e *inPlace) together(ops []*Op) (res [inPlaceMost]int64) {
-	b := batch{n: int32(len(ops))}
-	for i, op := range ops {
-		b.slots[i] = int32(i)
-		e.k.prepare(int32(i), op)
-	}
-	n, _ := e.k.submit(b)
+	n := e.give(ops)
 	// What the kernel has not taken, for whatever reason, is asked for in the
 	// ordinary way, which has the last word.
 	for i, op := range ops[n:] {
 		res[n+i] = transfer(op)
 	}
-	if errno := e.k.wait(n, &res); errno != 0 {
-		// It worked when it was tried, and what is under way cannot be left.
-		panic("aio: io_getevents: " + errno.Error())
-	}
+	e.k.mustWait(n, &res)
 	return res
+}
+
+// give gives ops to the kernel with one call, and says how many it has taken.
+// Called with mu.
+func (e *inPlace) give(ops []*Op) (n int) {
+	b := batch{n: int32(len(ops))}
+	for i, op := range ops {
+		b.slots[i] = int32(i)
+		e.k.prepare(int32(i), op)
+	}
+	n, _ = e.k.submit(b)
+	return n
 }
 
 // complete does what is left of op, with as many system calls as it takes, and

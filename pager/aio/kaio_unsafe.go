@@ -200,29 +200,39 @@ func (k *kaio) fetch() {
 // for who has all that is under way to himself. It tries the call with an n of 0.
 func (k *kaio) wait(n int, res *[inPlaceMost]int64) syscall.Errno {
 	var (
-		events [inPlaceMost]ioEvent
-		now    unix.Timespec
-		most   *unix.Timespec
+		now  unix.Timespec
+		most *unix.Timespec
 	)
 	if n == 0 {
 		most = &now
 	}
 	for {
-		got, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, uintptr(k.ctx), uintptr(n), uintptr(max(n, 1)),
-			uintptr(unsafe.Pointer(&events)), uintptr(unsafe.Pointer(most)), 0)
+		got, errno := k.getEvents(n, max(n, 1), res, most)
 		if errno == unix.EINTR {
 			continue
 		}
 		if errno != 0 {
 			return errno
 		}
-		for _, ev := range events[:got] {
-			res[ev.data] = ev.res
-		}
-		if n -= int(got); n <= 0 {
+		if n -= got; n <= 0 {
 			return 0
 		}
 	}
+}
+
+// getEvents is io_getevents(2): least to most completions, or those that have come
+// when the time is over (nil: never).
+func (k *kaio) getEvents(least, most int, res *[inPlaceMost]int64, over *unix.Timespec) (got int, errno syscall.Errno) {
+	var events [inPlaceMost]ioEvent
+	n, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, uintptr(k.ctx), uintptr(least), uintptr(most),
+		uintptr(unsafe.Pointer(&events)), uintptr(unsafe.Pointer(over)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	for _, ev := range events[:n] {
+		res[ev.data] = ev.res
+	}
+	return int(n), 0
 }
 
 // cancel does nothing: no file system or block driver lets io_cancel(2) have a

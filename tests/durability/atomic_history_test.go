@@ -214,7 +214,11 @@ func (h *history) step(i uint64) (string, error) {
 		h.model = bytes.Clone(h.tried[len(h.tried)-1].region)
 		return "Close", h.compare(h.r, h.model)
 	}
-	return "Commit", commit(func() error { return h.r.Commit(ctx) }, h)
+	return "Commit", commit(func() error {
+			may, cancel := context.WithCancel(ctx) // another way than for who stays to the end
+			defer cancel()
+			return h.r.Commit(may)
+		}, h)
 }
 
 // commit notes an attempt of all of the histories, which fn makes.

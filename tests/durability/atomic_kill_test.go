@@ -284,14 +284,16 @@ func writeUntilKilled(t *testing.T) {
 	}
 	// Two that commit, so that some share one.
 	var mu sync.Mutex
-	for range 2 {
+	may, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for _, ctx := range []context.Context{context.Background(), may} {
 		wg.Go(func() {
 			for {
 				var done [4]uint64
 				for i := range done {
 					done[i] = l.done[i].Load()
 				}
-				if err := r.Commit(context.Background()); err != nil {
+				if err := r.Commit(ctx); err != nil {
 					fail(fmt.Errorf("Commit: %w", err))
 				}
 				mu.Lock()

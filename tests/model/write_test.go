@@ -227,7 +227,13 @@ func (a *actor) commit(r *region) error {
 	}
 	return a.durable(r, func(int64, int64) error {
 		if a.intn(2, "with others") == 0 {
-			return r.Commit(context.Background())
+			ctx := context.Background()
+			if a.intn(2, "cancellable") == 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithCancel(ctx)
+				defer cancel()
+			}
+			return r.Commit(ctx)
 		}
 		all := []*pager.Region{r.Region}
 		for _, o := range a.w.regions {

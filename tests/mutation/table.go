@@ -507,13 +507,13 @@ var table = []mutation{
 	{
 		name:  "commit-without-flush",
 		what:  "Commit is acknowledged before the journal is flushed",
-		edits: []edit{{"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "if err = error(nil); err != nil {"}},
+		edits: []edit{{"pager/commit.go", "\tr.repeating(ops, c.writes.Done)\n\tr.write.side.Start(e, ops)\n}\n\n// conclude", "\tc.writes.Done()\n\t_ = ops\n}\n\n// conclude"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss", quick: true,
 	},
 	{
 		name:  "commit-flushes-first",
 		what:  "the journal is flushed before the record of the commit is written",
-		edits: []edit{{"pager/commit.go", "\t\tc.push(rec.Ops...)\n", "\t\tc.push()\n\t\t_ = r.flushSide(&c.track)\n\t\tc.push(rec.Ops...)\n"}, {"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "if err = error(nil); err != nil {"}},
+		edits: []edit{{"pager/commit.go", "\tc.push(e, c.rec.Ops...)\n", "\tc.push(e)\n\t_ = r.transfer(&aio.Op{Code: aio.Flush})\n\tc.push(e, c.rec.Ops...)\n"}, {"pager/commit.go", "\tr.repeating(ops, c.writes.Done)\n\tr.write.side.Start(e, ops)\n}\n\n// conclude", "\tc.writes.Done()\n\t_ = ops\n}\n\n// conclude"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
@@ -525,7 +525,7 @@ var table = []mutation{
 	{
 		name:  "commit-flushes-beside-the-writes",
 		what:  "the flush of a commit does not wait for the writes of its images and its record",
-		edits: []edit{{"pager/commit.go", "\tc.await()\n\tif rec != nil {", "\tc.push()\n\tif rec != nil {"}, {"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "err = r.flushSide(&c.track)\n\t\tif c.await(); err != nil {"}},
+		edits: []edit{{"pager/commit.go", "\tc.write(e)\n\tc.await()\n\tc.flush(e)\n", "\tc.write(e)\n\tc.flush(e)\n"}, {"pager/commit.go", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); c.failed != nil {", "if false {"}, {"pager/commithere.go", "if c.write(e); !c.writes.none() {", "if c.write(e); false {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
@@ -535,15 +535,27 @@ var table = []mutation{
 		pkg:   "pager/journal", test: "TestPowerLossAtEveryTick", quick: true,
 	},
 	{
+		name:  "commit-left-and-believed",
+		what:  "a caller whose context ends takes a flush that is under way for one that has ended",
+		edits: []edit{{"pager/commithere.go", "if c.flush(e); !c.writes.none() {", "if c.flush(e); false {"}},
+		pkg:   "pager", test: "TestWhoGoesLeavesHisCommit", quick: true,
+	},
+	{
+		name:  "whole-write-inherits-an-error",
+		what:  "who writes a page whole gets the error of a read of it that was under way",
+		edits: []edit{{"pager/dirty.go", "tries < 3 && r.notRead(page, err)", "false && r.notRead(page, err)"}},
+		pkg:   "pager", test: "TestWholeWritesDoNotInheritReadErrors", quick: true,
+	},
+	{
 		name:  "acknowledge-before-flush",
 		what:  "a commit is acknowledged before its flush",
-		edits: []edit{{"pager/commit.go", "if err = r.flushSide(&c.track); err != nil {", "if err != nil {"}},
+		edits: []edit{{"pager/commit.go", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); c.failed != nil {", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); true {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
 		name:  "in-place-before-the-journal",
 		what:  "the images of a commit go in place before its record is durable",
-		edits: []edit{{"pager/commit.go", "\t\tr.p.stats.flushes.Add(1)\n\t\tif err = r.flushSide(", "\t\t_, _ = a.j.Apply(context.Background(), r.store, journal.View([]journal.Commit{{Length: c.length, MinLength: c.minLength, Entries: c.entries}}, 1<<r.shift))\n\t\tif err = r.flushSide("}},
+		edits: []edit{{"pager/commit.go", "\tr.p.stats.flushes.Add(1)\n", "\t_, _ = r.atomic.j.Apply(context.Background(), r.store, journal.View([]journal.Commit{{Length: c.length, MinLength: c.minLength, Entries: c.entries}}, 1<<r.shift))\n\tr.p.stats.flushes.Add(1)\n"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
