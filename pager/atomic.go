@@ -38,15 +38,13 @@ type atomicState struct {
 	path     string // of the journal if it is to be removed when it is empty
 	interval time.Duration
 
-	gate gate
-	turn chan struct{} // has what holds the turn to commit
-
-	byCommitter atomic.Int64 // commits that were nobody else's
-	list        []dirtyPage  // memory of a list, who has the turn's
-	cutting     atomic.Bool  // no evictions: the cut waits for the writes under way
-	writers     atomic.Int64 // writes of images that are no commit's, and callers of writeSlots
-	keep        sync.Mutex
-	views       sync.Mutex // places becoming 0, together with desc.stored
+	gate    gate
+	turn    chan struct{} // has what holds the turn to commit
+	list    []dirtyPage   // memory of a list, who has the turn's
+	cutting atomic.Bool   // no evictions: the cut waits for the writes under way
+	writers atomic.Int64  // writes of images that are no commit's, and callers of writeSlots
+	keep    sync.Mutex
+	views   sync.Mutex // places becoming 0, together with desc.stored
 
 	mu        sync.Mutex
 	waiting   []*SyncOp        // for the next commit

@@ -187,7 +187,6 @@ func (a *atomicState) committer() {
 		}
 		a.turn <- struct{}{}
 		for a.given() == nil {
-			a.byCommitter.Add(1)
 			a.r.p.commitTogether([]*Region{a.r}, a.given)
 		}
 		<-a.turn

@@ -25,6 +25,7 @@ type watchedJournal struct {
 	early   atomic.Int64 // of these, with writes under way
 	later   atomic.Int64 // ops that had not ended when Start returned
 	err     atomic.Pointer[unix.Errno]
+	by      atomic.Pointer[string] // who has started the last flush
 }
 
 func (s *watchedJournal) Start(e aio.Engine, ops []*aio.Op) {
@@ -36,6 +37,8 @@ func (s *watchedJournal) Start(e aio.Engine, ops []*aio.Op) {
 		}
 		if op.Code == aio.Flush {
 			s.flushes.Add(1)
+			by := goroutine()
+			s.by.Store(&by)
 			if s.writes.Load() > 0 {
 				s.early.Add(1)
 			}
@@ -154,8 +157,8 @@ func commitInPlace(t *testing.T, ctx context.Context) {
 	r := mapWatched(t, p, journal)
 	journal.later.Store(0) // what made the journal longer
 	commitsOf(t, ctx, r, journal)
-	if r.atomic.byCommitter.Load() != 0 {
-		t.Errorf("%d commits by the committer", r.atomic.byCommitter.Load())
+	if by := *journal.by.Load(); by != goroutine() {
+		t.Errorf("committed by %s, and the caller is %s", by, goroutine())
 	}
 	if n := journal.later.Load(); n != 0 {
 		t.Errorf("%d writes and flushes of commits had to be waited for", n)
@@ -256,6 +259,7 @@ func TestWhoGoesLeavesHisCommit(t *testing.T) {
 			}
 			before := p.Stats().Commits
 			journal.Hold(c.hold)
+			t.Cleanup(journal.Release) // before Close
 			fill(t, r, 1, 7)
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
@@ -306,6 +310,7 @@ func TestCloseWaitsForACommitThatWasLeft(t *testing.T) {
 	for r.atomic.grow(context.Background()) == nil {
 	}
 	journal.Hold(store.OnWrite)
+	t.Cleanup(journal.Release) // before Close
 	fill(t, r, 1, 7)
 	ctx, cancel := context.WithCancel(context.Background())
 	gone := make(chan error, 1)

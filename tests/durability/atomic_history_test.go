@@ -215,10 +215,10 @@ func (h *history) step(i uint64) (string, error) {
 		return "Close", h.compare(h.r, h.model)
 	}
 	return "Commit", commit(func() error {
-			may, cancel := context.WithCancel(ctx) // another way than for who stays to the end
-			defer cancel()
-			return h.r.Commit(may)
-		}, h)
+		may, cancel := context.WithCancel(ctx) // another way than for who stays to the end
+		defer cancel()
+		return h.r.Commit(may)
+	}, h)
 }
 
 // commit notes an attempt of all of the histories, which fn makes.

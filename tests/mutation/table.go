@@ -525,7 +525,7 @@ var table = []mutation{
 	{
 		name:  "commit-flushes-beside-the-writes",
 		what:  "the flush of a commit does not wait for the writes of its images and its record",
-		edits: []edit{{"pager/commit.go", "\tc.write(e)\n\tc.await()\n\tc.flush(e)\n", "\tc.write(e)\n\tc.flush(e)\n"}, {"pager/commit.go", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); c.failed != nil {", "if false {"}, {"pager/commithere.go", "if c.write(e); !c.writes.none() {", "if c.write(e); false {"}},
+		edits: []edit{{"pager/commit.go", "\tc.write(e)\n\tc.await()\n\tc.flush(e)\n", "\tc.write(e)\n\tc.flush(e)\n"}, {"pager/commit.go", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); c.failed != nil {", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); false {"}, {"pager/commithere.go", "if c.write(e); !c.writes.none() {", "if c.write(e); false {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
