@@ -41,7 +41,7 @@ const (
 	unmappedOften = 64 // of so many further copies from one that was touched, one maps it
 
 	unmappedLocks = 64
-	unmappedMost  = 1 << 18 // chains
+	unmappedMost  = 1 << 20 // chains
 )
 
 // unmapped is the table of a pager's pages whose frames are buffers.
@@ -66,11 +66,12 @@ type unmappedEntry struct {
 	gen uint32
 }
 
-// open makes the chains: one for two pages of the budget.
+// open makes the chains: one for each page of the budget, for every step along one is a
+// cache miss.
 func (u *unmapped) open(frames int64) {
 	u.once.Do(func() {
 		n := unmappedLocks
-		for int64(n) < frames/2 && n < unmappedMost {
+		for int64(n) < frames && n < unmappedMost {
 			n *= 2
 		}
 		u.heads = make([]*buffer, n)
