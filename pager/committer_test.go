@@ -331,3 +331,37 @@ func TestCloseWaitsForACommitThatWasLeft(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A cut that was not taken, because somebody who may go would have had to wait for
+// it, changes nothing when it is taken back: least of all how short the region has been.
+func TestACutThatWasNotTakenLeavesNothing(t *testing.T) {
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	r, _, _ := faultyAtomic(t, p, 16, RegionOptions{Journal: JournalOptions{Interval: -1}, Writeback: Writeback{NoSteal: true}})
+	a := r.atomic
+	fill(t, r, 3, 9)
+	if err := r.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, r, 4, 9)
+	a.mu.Lock()
+	before := a.minLength
+	a.mu.Unlock()
+	a.turn <- struct{}{}
+	a.writers.Add(1) // an image is on its way
+	c := &cut{r: r, hasty: true}
+	if err := c.take(); err != errHasty {
+		t.Errorf("the cut: %v", err)
+	}
+	c.undo()
+	a.writers.Add(-1)
+	<-a.turn
+	a.mu.Lock()
+	after := a.minLength
+	a.mu.Unlock()
+	if after != before {
+		t.Errorf("the region counts as having been %d bytes long, and was %d", after, before)
+	}
+	if n := load64(&r.d.dirty); n != 1 {
+		t.Errorf("%d pages are dirty", n)
+	}
+}

@@ -5,6 +5,7 @@ package pager
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -146,6 +147,7 @@ func (c *cut) take() error {
 	r, p, d, a := c.r, c.r.p, c.r.d, c.r.atomic
 	for turn := 0; a.writers.Load() != 0 || load64(&d.slotsFilling) != 0; turn++ {
 		if c.hasty {
+			c.minLength = math.MaxInt64 // undo has nothing to take back
 			return errHasty
 		}
 		p.reapSome(64)
