@@ -114,6 +114,7 @@ func (p *Pager) cool() {
 		for page := run.first; page < run.end; page++ {
 			if pw, w := run.r.d.look(uint64(page)); pw != nil && present(w) {
 				drop(pageKey(run.r.d, uint64(page)))
+				run.r.domain.cold++
 			}
 		}
 	}

@@ -27,6 +27,7 @@ import (
 type domain struct {
 	policy evict.Policy
 	region *Region // nil: shared
+	cold   int64   // pages that scans have left behind them, and that have not left yet: at most so many
 }
 
 // A key names a page of a use of a descriptor: a policy may know pages for a
@@ -259,14 +260,21 @@ func (p *Pager) evictFrom(dm *domain, n int64) int64 {
 // evictDomain does it. evictMu is held.
 func (p *Pager) evictDomain(dm *domain, n int64) (freed int64) {
 	p.cool()
+	size := p.framesOf(dm)
 	for n > freed {
 		p.ev.n, p.ev.unmapped = 0, 0
-		pages := int((n - freed + p.framesOf(dm) - 1) / p.framesOf(dm))
-		dm.policy.Evict(min(pages, maxEvictBatch), p.ev.take)
+		pages := (n - freed + size - 1) / size
+		if p.opt.EvictBatch == 0 {
+			// One call flushes the TLBs for all that it unmaps, and what scans have left
+			// behind is a few runs of neighbours: so it leaves by windows.
+			pages = max(pages, min(dm.cold, maxEvictBatch/size, int64(p.capacityOf(dm))/16))
+		}
+		dm.policy.Evict(int(min(pages, maxEvictBatch)), p.ev.take)
 		got := p.gone(p.ev.unmapped, int64(p.ev.unmapped))
 		if p.ev.n > 0 {
 			got += p.zap(dm)
 		}
+		dm.cold = max(0, dm.cold-got/size)
 		freed += got
 		if got == 0 {
 			break

@@ -2,6 +2,7 @@ package pager
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -252,5 +253,44 @@ func TestIdleBuffersAreTrimmed(t *testing.T) {
 	giveBack()
 	for bp.free[8] != nil { // the test's own
 		bp.unmap(bp.get(1 << 20))
+	}
+}
+
+// What many scans leave behind them leaves by several windows at a time, and what
+// random work does as it was; an order that is asked for is kept.
+func TestScansLeaveByWindows(t *testing.T) {
+	const pages, scans = 1 << 15, 16
+	perBatch := func(o Options, order []int64) int64 {
+		o.Budget = pages / 2 * FrameSize
+		p, r := rawMap(t, o, store.NewMemory(pages*FrameSize), RegionOptions{ReadOnly: true})
+		defer p.Close()
+		touchAll(t, r, "Acquire", order)
+		s := p.Stats()
+		if s.EvictBatches == 0 || s.PeakResident > s.Budget {
+			t.Fatalf("%d evictions, %d bytes resident", s.Evictions, s.PeakResident)
+		}
+		return s.Evictions / s.EvictBatches
+	}
+	var interleaved []int64
+	for i := int64(0); i < pages/scans; i += 32 {
+		for s := range int64(scans) {
+			for k := range int64(32) {
+				interleaved = append(interleaved, s*pages/scans+i+k)
+			}
+		}
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	random := make([]int64, pages)
+	for i := range random {
+		random[i] = rng.Int64N(pages)
+	}
+	if n := perBatch(Options{}, interleaved); n < 2*64 {
+		t.Errorf("%d pages of scans leave with one call", n)
+	}
+	if n := perBatch(Options{}, random); n > 64 {
+		t.Errorf("%d random pages leave with one call", n)
+	}
+	if n := perBatch(Options{EvictBatch: 32}, interleaved); n > 64 {
+		t.Errorf("%d pages leave with one call, where 32 are asked for", n)
 	}
 }

@@ -119,6 +119,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestPagesThatAreLookedAtAreNotMoved", quick: true,
 	},
 	{
+		name:  "scans-leave-in-pieces",
+		what:  "what many scans leave behind them is unmapped by a window at a time",
+		edits: []edit{{"pager/drops.go", "run.r.domain.cold++", "run.r.domain.cold = 0"}},
+		pkg:   "pager", test: "TestScansLeaveByWindows",
+	},
+	{
 		name:  "reads-without-bound",
 		what:  "who misses large pages has as many buffers as the queue depth allows",
 		edits: []edit{{"pager/load.go", "sum <= p.flightLimit() || sum == n", "sum > 0"}},
