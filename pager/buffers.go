@@ -16,7 +16,6 @@ import (
 type buffer struct {
 	mem   []byte
 	next  *buffer
-	cold  bool         // idle, and without memory
 	spent bool         // its memory is a page now, see move.go
 	lent  atomic.Int32 // holders beside the one who got it; each calls put
 	kept  unmappedEntry
@@ -31,6 +30,7 @@ type buffer struct {
 type bufferPool struct {
 	mu    sync.Mutex
 	free  [10]*buffer // 4 KiB … 2 MiB
+	cold  [10]*buffer // those without memory, which are taken last: else each that comes back beyond bufferKeep would lose it, and be the next to be taken
 	idle  int64       // bytes on the free lists
 	large int64       // of these, in large ones
 	low   int64       // the least that large was since the last trim
@@ -58,16 +58,17 @@ func (bp *bufferPool) get(n int) *buffer {
 	bp.mu.Lock()
 	if b := bp.free[c]; b != nil {
 		bp.free[c] = b.next
-		if b.cold {
-			b.cold = false
-			bp.bytes.Add(int64(len(b.mem)))
-		} else {
-			bp.idle -= int64(len(b.mem))
-			if len(b.mem) >= bufferLarge {
-				bp.large -= int64(len(b.mem))
-				bp.low = min(bp.low, bp.large)
-			}
+		bp.idle -= int64(len(b.mem))
+		if len(b.mem) >= bufferLarge {
+			bp.large -= int64(len(b.mem))
+			bp.low = min(bp.low, bp.large)
 		}
+		bp.mu.Unlock()
+		return b
+	}
+	if b := bp.cold[c]; b != nil {
+		bp.cold[c] = b.next
+		bp.bytes.Add(int64(len(b.mem)))
 		bp.mu.Unlock()
 		return b
 	}
@@ -133,8 +134,10 @@ func (bp *bufferPool) put(b *buffer) {
 		}
 	case bp.idle-bp.large+size > bufferKeep && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil:
 		// (Refused where memory is locked: then they stay.)
-		b.cold = true
 		bp.bytes.Add(-size)
+		b.next, bp.cold[c] = bp.cold[c], b
+		bp.mu.Unlock()
+		return
 	default:
 		bp.idle += size
 	}

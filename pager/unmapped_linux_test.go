@@ -353,3 +353,26 @@ func TestUnmappedPageThatWasTaken(t *testing.T) {
 		eventually(t, "the buffer of a page that was taken over goes", func() bool { return p.unmapped.n.Load() == 0 })
 	}
 }
+
+// A buffer that lost its memory is taken last: while others are idle nobody else loses his.
+func TestBuffersWithoutMemoryAreTakenLast(t *testing.T) {
+	var bp bufferPool
+	var out []*buffer
+	for range bufferKeep/FrameSize + 64 {
+		out = append(out, bp.get(FrameSize))
+	}
+	for _, b := range out {
+		bp.put(b)
+	}
+	before := bp.bytes.Load()
+	if before > bufferKeep {
+		t.Fatalf("%d bytes are idle", before)
+	}
+	for range 1000 {
+		b := bp.get(FrameSize)
+		if n := bp.bytes.Load(); n != before {
+			t.Fatalf("%d bytes of memory instead of %d: it had been given back", n, before)
+		}
+		bp.put(b)
+	}
+}
