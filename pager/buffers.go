@@ -51,6 +51,15 @@ const (
 	trimEvery   = 250 * time.Millisecond
 )
 
+// keepSmall is how many bytes of small buffers are kept idle: less where they are the
+// frames of pages, which come and go in batches of one eviction.
+func (bp *bufferPool) keepSmall() int64 {
+	if bp.kept.Load() > bufferKeep {
+		return bufferKeep / 4
+	}
+	return bufferKeep
+}
+
 func bufferClass(n int) int { return max(0, bits.Len(uint(n-1))-frameShift) }
 
 func (bp *bufferPool) get(n int) *buffer {
@@ -132,7 +141,7 @@ func (bp *bufferPool) put(b *buffer) {
 		if bp.large += size; bp.large > bufferKeep && !bp.armed {
 			bp.arm()
 		}
-	case bp.idle-bp.large+size > bufferKeep && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil:
+	case bp.idle-bp.large+size > bp.keepSmall() && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil:
 		// (Refused where memory is locked: then they stay.)
 		bp.bytes.Add(-size)
 		b.next, bp.cold[c] = bp.cold[c], b
