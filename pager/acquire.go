@@ -19,7 +19,9 @@ import (
 //
 // Bytes is that range of Region.Bytes. Only in a region that is ReadOnly, a pin of
 // bytes of one page, which had to be read, may have the buffer it was read to
-// instead: the same bytes at another address (see lentpins.go).
+// instead: the same bytes at another address, aligned to 4 KiB (see lentpins.go).
+// Nothing may be stored there. It is no fault, others may be reading from it, and
+// the page does not change.
 type Pin struct {
 	check pinCheck
 	r     *Region
@@ -68,7 +70,7 @@ func (p Pin) Release() {
 		return
 	}
 	if p.how < 0 {
-		r.p.lent.end(p.how)
+		r.endLent(p)
 		r.unpin(pr, false)
 		return
 	}
@@ -129,15 +131,17 @@ func (r *Region) pinHit(page uint64) bool {
 
 // pinUntouched is pinHit for a page that somebody may have to come to first.
 func (r *Region) pinUntouched(page uint64) bool {
-	pw, w := r.d.look(page)
-	if pw == nil || !present(w) {
-		return false
-	}
-	if w&flagPrefetched != 0 {
+	for {
+		pw, w := r.d.look(page)
+		switch {
+		case pw == nil || !present(w):
+			return false
+		case w&flagPrefetched == 0:
+			return r.pinHit(page)
+		}
 		r.copied(false)
 		r.firstTouch(pw, w, page)
 	}
-	return r.pinHit(page)
 }
 
 // unpin takes one pin off each page.
@@ -339,7 +343,7 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 	if op.err == nil {
 		op.pinEach(rs, pins)
 	} else {
-		op.putLoans(0)
+		op.putLoans()
 	}
 	return op.end()
 }
@@ -400,10 +404,11 @@ func (p *Pager) start(op *waitOp) {
 		op.pageDone()
 		return
 	}
-	r.copied(op.borrows)
+	r.copied(op.borrows && len(op.ranges) == 1) // several pages are not looked for on the shelf
 	frames, creds := op.need, op.credits()
 	b := newBatch()
 	for _, pr := range op.ranges {
+		op.single = pr.n == 1
 		for page := pr.first; page < pr.first+pr.n; page++ {
 			if r.draining.Load() {
 				op.fail(ErrClosed)

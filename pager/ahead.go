@@ -57,7 +57,7 @@ type regionAhead struct {
 	unused   atomic.Int64
 	late     atomic.Int64
 	disabled atomic.Bool // Advise(Random)
-	copied   atomic.Bool // it was ReadAt that came to a page last; see shelf.go
+	copied   atomic.Bool // who came to a page last would have looked on the shelf
 
 	// Events that came while the policy was busy, for whoever is done with it.
 	missed   []missedEvents

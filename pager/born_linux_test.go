@@ -541,13 +541,13 @@ func TestAnOldBufferIsNotLent(t *testing.T) {
 		op := newOp(r)
 		op.one[0] = pageRange{3, 1}
 		op.ranges = op.one[:]
-		op.borrows = true
+		op.borrows, op.single = true, true
 		op.left.Store(1)
 		r.active.Add(1)
 		p.enlist(op.waiterFor(3))
 		buf := bufs.get(FrameSize)
 		p.settleFrom(r, 3, gen, buf, 0)
-		got, _, err := op.waitLoan(context.Background())
+		got, _, err := op.waitLoan()
 		if err != nil || (got != nil) != lent {
 			t.Errorf("generation %d, the page's is %d: lent: %v, %v", gen, w>>32, got != nil, err)
 		}

@@ -133,6 +133,9 @@ func (p *Pager) SetBudget(bytes int64) error {
 	}
 	old := p.budget.Load()
 	p.resize(frames)
+	if frames < old {
+		p.shelf.drop(nil)
+	}
 	if frames >= old {
 		p.serveLine()
 		return nil

@@ -18,11 +18,12 @@ type buffer struct {
 	next  *buffer
 	spent bool         // its memory is a page now, see move.go
 	lent  atomic.Int32 // holders beside the one who got it; each calls put
+	shelf int          // pages of it that singles.go keeps
 	kept  unmappedEntry
 }
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
-// pagers bound how many are out. Small ones share mappings, and give their memory
+// pagers bound how many are out, and what shelf.go and lentpins.go keep. Small ones share mappings, and give their memory
 // back when they are idle beyond bufferKeep bytes. Large ones are unmapped beyond
 // that, but only when they have not been needed for a while: while much is
 // read ahead at once, as many come back as go out, in bursts, and to map one anew
@@ -158,6 +159,10 @@ func (bp *bufferPool) put(b *buffer) {
 
 func (bp *bufferPool) unmap(b *buffer) {
 	bp.bytes.Add(-int64(len(b.mem)))
+	b.unmap()
+}
+
+func (b *buffer) unmap() {
 	_ = unix.MunmapPtr(unsafe.Pointer(&b.mem[0]), uintptr(len(b.mem)))
 }
 
@@ -182,6 +187,7 @@ func (bp *bufferPool) trim() {
 			bp.free[c] = b.next
 			size := int64(len(b.mem))
 			bp.idle, bp.large, excess = bp.idle-size, bp.large-size, excess-size
+			bp.bytes.Add(-size)
 			b.next, out = out, b
 		}
 	}
@@ -191,7 +197,7 @@ func (bp *bufferPool) trim() {
 	bp.mu.Unlock()
 	for b := out; b != nil; {
 		next := b.next
-		bp.unmap(b)
+		b.unmap()
 		b = next
 	}
 }

@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"bytes"
 	"context"
 	"math/bits"
 	"sync/atomic"
@@ -20,10 +21,12 @@ import (
 // acquires the page again, or reads it as memory of the region, touches it then.
 //
 // The pins of a pager have so many buffers at a time, and of its budget a small
-// part; who comes when there are no more touches the page. So pins that are kept
-// for long take nothing from others but that.
+// part, from the moment at which the page is installed; who comes when there are no
+// more touches the page. So pins that are kept for long, and an AcquireV of many
+// pages, take nothing from others but that.
 const (
-	lentPinMost  = 256
+	lentPinMost  = 256 // at most 1 << lentPinBits
+	lentPinBits  = 8
 	lentPinBytes = 4 << 20
 	lentPinShare = 16 // and at most 1/lentPinShare of the budget
 )
@@ -33,14 +36,19 @@ const (
 type lentPins struct {
 	bytes atomic.Int64
 	taken [lentPinMost / 64]atomic.Uint64 // a bit for each slot
-	slot  [lentPinMost]struct {
-		buf  *buffer
-		page unsafe.Pointer
-	}
+	slot  [lentPinMost]lentSlot
 }
 
-// lend gives a holder's share of buf, in which the page is at off, to a pin; 0: there
-// is no more to be had.
+// lentSlot has a number that is another for each of its pins, so that one that was
+// released is found out.
+type lentSlot struct {
+	uses int
+	buf  *buffer
+	page unsafe.Pointer
+}
+
+// lend gives a share of buf, in which the page is at off, to a pin; 0: there is no more
+// to be had. The caller has a share himself.
 func (t *lentPins) lend(buf *buffer, off int, most int64) pinned {
 	size := int64(len(buf.mem))
 	if t.bytes.Add(size) <= most {
@@ -50,9 +58,11 @@ func (t *lentPins) lend(buf *buffer, off int, most int64) pinned {
 				if !t.taken[i].CompareAndSwap(v, v|1<<bit) {
 					continue
 				}
+				buf.lent.Add(1)
 				n := i*64 + bit
-				t.slot[n].buf, t.slot[n].page = buf, unsafe.Pointer(&buf.mem[off])
-				return ^pinned(n)
+				s := &t.slot[n]
+				s.buf, s.page = buf, unsafe.Pointer(&buf.mem[off])
+				return ^pinned(s.uses<<lentPinBits | n)
 			}
 		}
 	}
@@ -60,16 +70,30 @@ func (t *lentPins) lend(buf *buffer, off int, most int64) pinned {
 	return 0
 }
 
+// of is the slot of a pin that is held.
+func (t *lentPins) of(how pinned) (s *lentSlot, n pinned) {
+	n = ^how & (lentPinMost - 1)
+	if s = &t.slot[n]; s.uses != int(^how>>lentPinBits) || s.buf == nil {
+		panic("pager: a Pin is used after its Release")
+	}
+	return s, n
+}
+
 // end takes the buffer back.
 func (t *lentPins) end(how pinned) {
-	n := ^how
-	buf := t.slot[n].buf
-	t.slot[n].buf, t.slot[n].page = nil, nil
-	if bit := uint64(1) << (n % 64); t.taken[n/64].And(^bit)&bit == 0 || buf == nil {
-		panic("pager: Release of a page that is not pinned")
-	}
+	s, n := t.of(how)
+	buf := s.buf
+	s.buf, s.page = nil, nil
+	s.uses++
+	t.taken[n/64].And(^(uint64(1) << (n % 64)))
 	t.bytes.Add(-int64(len(buf.mem)))
 	bufs.put(buf)
+}
+
+// lendPin is how a pin is held that has a share of buf, in which the page is at off; 0:
+// it may have none.
+func (p *Pager) lendPin(buf *buffer, off int) pinned {
+	return p.lent.lend(buf, off, min(lentPinBytes, p.budget.Load()<<frameShift/lentPinShare))
 }
 
 // lent is Bytes of a pin that has a buffer, or is empty.
@@ -80,33 +104,91 @@ func (p Pin) lent() []byte {
 		return nil
 	}
 	p.check.use()
-	page := p.r.p.lent.slot[^p.how].page
-	return unsafe.Slice((*byte)(unsafe.Add(page, p.off&(1<<p.r.shift-1))), p.n)
+	s, _ := p.r.p.lent.of(p.how)
+	return unsafe.Slice((*byte)(unsafe.Add(s.page, p.off&(1<<p.r.shift-1))), p.n)
+}
+
+// endLent is Release of such a pin, whose page is still pinned.
+func (r *Region) endLent(p Pin) {
+	if invariants {
+		s, _ := r.p.lent.of(p.how)
+		lent := unsafe.Add(s.page, p.off&(1<<r.shift-1))
+		if !bytes.Equal(unsafe.Slice((*byte)(lent), p.n), unsafe.Slice((*byte)(unsafe.Add(r.base, p.off)), p.n)) {
+			panic("pager: invariant: the buffer that a pin has is not what the page is")
+		}
+	}
+	r.p.lent.end(p.how)
 }
 
 // acquireLent is acquire of bytes of one page in a region that lends, when it was no
 // hit.
 func (r *Region) acquireLent(ctx context.Context, off, n int64) (Pin, error) {
-	buf, at, err := r.pinLent(ctx, uint64(off)>>r.shift)
+	how, err := r.pinLent(ctx, uint64(off)>>r.shift)
 	if err != nil {
-		bufs.put(buf)
 		return Pin{}, err
 	}
-	return newPin(r, off, n, r.p.lendPin(buf, at)), nil
+	if how == 0 {
+		how = pinnedHere
+	}
+	return newPin(r, off, n, how), nil
 }
 
-// lendPin is how a pin is held that may have buf, if there is one, from at on; if it
-// may not, buf is put back.
-func (p *Pager) lendPin(buf *buffer, at int) pinned {
-	if buf == nil {
-		return pinnedHere
-	}
-	how := p.lent.lend(buf, at, min(lentPinBytes, p.budget.Load()<<frameShift/lentPinShare))
-	if how == 0 {
+// pinLent pins a page, and returns how a pin of it has the buffer that it was read to; 0:
+// that cannot be had.
+func (r *Region) pinLent(ctx context.Context, page uint64) (pinned, error) {
+	for {
+		pw, w := r.d.look(page)
+		if pw == nil || !present(w) {
+			break
+		}
+		if w&flagPrefetched == 0 {
+			if !r.pinHit(page) {
+				break
+			}
+			return 0, r.pinnedOpen(page)
+		}
+		r.copied(true)
+		buf, off := r.p.shelf.take(r, page, uint32(w>>32))
+		if !r.firstTouch(pw, w, page) || !r.pinHit(page) {
+			bufs.put(buf)
+			continue
+		}
+		err := r.pinnedOpen(page)
+		how := pinned(0)
+		// (It may have left, and come again, before it was pinned.)
+		if _, v := r.d.look(page); buf != nil && err == nil && (v^w)&genMask == 0 {
+			how = r.p.lendPin(buf, off)
+		}
 		bufs.put(buf)
-		return pinnedHere
+		return how, err
 	}
-	return how
+	op, err := r.wantPinned(ctx, pageRange{page, 1})
+	if err != nil {
+		return 0, err
+	}
+	op.borrows = true
+	if err := r.p.begin(op); err != nil {
+		return 0, err
+	}
+	if err := op.hear(ctx); err != nil {
+		return 0, err
+	}
+	how := op.w0[0].loan.pin
+	if op.err != nil {
+		op.putLoans()
+		how = 0
+	}
+	return how, op.end()
+}
+
+// pinnedOpen unpins a page that has just been pinned if the region is closing: Close
+// says so and then looks for pins.
+func (r *Region) pinnedOpen(page uint64) error {
+	if !r.closing.Load() {
+		return nil
+	}
+	r.unpin(pageRange{page, 1}, false)
+	return ErrClosed
 }
 
 // pinEach makes the pins of an AcquireV whose op is complete. The waiters are in the
@@ -120,46 +202,13 @@ func (op *waitOp) pinEach(rs []Range, pins []Pin) {
 		}
 		pr, how := r.pageRange(g.Off, g.Len), pinnedHere
 		for k := range pr.n {
-			if j == op.nw || op.ws[j].page != pr.first+k {
-				continue
-			}
-			l := op.ws[j].loan
-			if j++; pr.n == 1 {
-				how = r.p.lendPin(l.buf, l.off)
-			} else {
-				bufs.put(l.buf)
+			if j < op.nw && op.ws[j].page == pr.first+k {
+				if lent := op.ws[j].loan.pin; lent != 0 {
+					how = lent
+				}
+				j++
 			}
 		}
 		pins[i] = newPin(r, g.Off, g.Len, how)
 	}
-	op.putLoans(j)
-}
-
-// pinLent pins a page, and returns the buffer that it was read to, if it can be had.
-// The caller puts that back, also when there is an error.
-func (r *Region) pinLent(ctx context.Context, page uint64) (buf *buffer, at int, err error) {
-	if pw, w := r.d.look(page); pw != nil && present(w) {
-		if w&flagPrefetched != 0 {
-			r.copied(true)
-			buf, at = r.p.shelf.take(r, page, uint32(w>>32))
-			r.firstTouch(pw, w, page)
-		}
-		if r.pinHit(page) {
-			if r.closing.Load() {
-				r.unpin(pageRange{page, 1}, false)
-				return buf, at, ErrClosed
-			}
-			return buf, at, nil
-		}
-		bufs.put(buf)
-	}
-	op, err := r.wantPinned(ctx, pageRange{page, 1})
-	if err != nil {
-		return nil, 0, err
-	}
-	op.borrows = true
-	if err := r.p.begin(op); err != nil {
-		return nil, 0, err
-	}
-	return op.waitLoan(ctx)
 }

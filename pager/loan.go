@@ -21,13 +21,15 @@ import "context"
 // waiters are told.
 const (
 	loanBytes = 16 << 10 // buffers up to this size are lent
-	loanMost  = 256      // to so many at a time, nearly: who runs out of luck touches the page
+	loanMost  = 256      // to so many who have not run yet, nearly: who has no luck touches the page
 )
 
 // loan is what a waiter has of this.
 type loan struct {
-	buf *buffer // nil: none
-	off int     // where in it the page is
+	wanted bool
+	buf    *buffer // nil: none
+	off    int     // where in it the page is
+	pin    pinned  // for a pin, by which it has the buffer; 0: none (lentpins.go)
 }
 
 // take lends buf.
@@ -38,19 +40,21 @@ func (l *loan) take(buf *buffer, off int) {
 	}
 }
 
-// putLoans puts back what the op's waiters from the j-th on have been lent.
-func (op *waitOp) putLoans(j int) {
-	for ; j < op.nw; j++ {
-		bufs.put(op.ws[j].loan.buf)
+// putLoans puts back what the op's waiters have been lent.
+func (op *waitOp) putLoans() {
+	for i := range op.nw {
+		if l := &op.ws[i].loan; l.pin != 0 {
+			op.r.p.lent.end(l.pin)
+		} else {
+			bufs.put(l.buf)
+		}
 	}
 }
 
 // waitLoan is wait, for one page, that also returns the buffer that the page can be
 // copied from, if there is one; then the caller puts it back.
-func (op *waitOp) waitLoan(ctx context.Context) (buf *buffer, off int, err error) {
-	if err := op.hear(ctx); err != nil {
-		return nil, 0, err
-	}
+func (op *waitOp) waitLoan() (buf *buffer, off int, err error) {
+	_ = op.hear(context.Background())
 	l := op.w0[0].loan
 	return l.buf, l.off, op.end()
 }

@@ -151,7 +151,7 @@ func (r *Region) readPinned(b []byte, off int64, page uint64) error {
 		if err != nil {
 			return err
 		}
-		copy(b, unsafe.Slice((*byte)(unsafe.Add(r.base, off)), len(b)))
+		copy(b, pin.Bytes()[off-int64(page<<r.shift):])
 		pin.Release()
 		return nil
 	}
@@ -197,6 +197,7 @@ func (r *Region) copyUnpinned(b []byte, off int64, page uint64) bool {
 		return false
 	}
 	if w&flagPrefetched != 0 {
+		r.copied(false)
 		r.firstTouch(pw, w, page)
 	}
 	copy(b, unsafe.Slice((*byte)(unsafe.Add(r.base, off)), len(b)))
@@ -271,7 +272,7 @@ func (r *Region) needInto(b []byte, skip int, page, last uint64) (n int, err err
 		r.needRest(page, last)
 		r.leave()
 	}
-	buf, off, err := op.waitLoan(context.Background())
+	buf, off, err := op.waitLoan()
 	if buf == nil {
 		return 0, err
 	}

@@ -12,8 +12,9 @@ import (
 
 // The shelf
 //
-// A scan by ReadAt wants copies too, of pages that were read ahead. So where
-// ReadAt is what comes to such pages, the buffers they were read to are kept for
+// A scan by ReadAt wants copies too, of pages that were read ahead, and one by Acquire
+// in a region that lends (lentpins.go) has a use for the buffer. So where
+// these are what comes to such pages, the buffers they were read to are kept for
 // a while when the pages have been installed, and whoever comes to one of them
 // for the first time copies from there: the page need not be touched, which is
 // most of what a page of a scan costs (see loan.go).
@@ -32,14 +33,15 @@ import (
 // Many scans at once have more between the device and themselves than the shelf
 // holds: most buffers would be put off before their turn, having only kept the reads
 // from memory that is in the cache, and a larger shelf makes that worse. So what has
-// become of the pages is counted, and where less than half were copied nothing is
-// kept for a while.
+// become of the pages is counted, and where less than half were copied all are given
+// back and nothing is kept for a while; for twice as long if it was no use the last time either.
 const (
 	shelfBytes = 4 << 20 // what a scan has between the device and the program
 	shelfShare = 8       // and at most 1/shelfShare of the budget
 	shelfMost  = 64      // buffers: a search goes through them
 	shelfTrial = 1024    // pages of which it is known what became of them
-	shelfRest  = 256     // buffers that are not kept when it was no use
+	shelfRest  = 8 << 10 // pages that are not kept when it was no use
+	restMost   = 16      // times as many, when it was no use again and again
 )
 
 type shelf struct {
@@ -61,31 +63,35 @@ type shelved struct {
 }
 
 // trial is whether it is of use to keep buffers: pages copied, and pages put off before
-// that; and how many buffers are not kept from now on.
-type trial struct{ copied, wasted, rest int }
+// that; how many are not kept from now on, and were not the last time.
+type trial struct{ copied, wasted, rest, rested int }
 
-// rests is whether a buffer is not to be kept.
-func (t *trial) rests() bool {
+// rests is whether the buffer of so many pages is not to be kept.
+func (t *trial) rests(pages int) bool {
 	if t.rest == 0 {
 		return false
 	}
-	t.rest--
+	t.rest = max(t.rest-pages, 0)
 	return true
 }
 
-// judge ends a trial that has lasted long enough.
-func (t *trial) judge() {
+// judge ends a trial that has lasted long enough, and says whether it was no use.
+func (t *trial) judge() (useless bool) {
 	if t.copied+t.wasted < shelfTrial {
-		return
+		return false
 	}
 	if t.wasted > t.copied {
-		t.rest = shelfRest
+		t.rested = max(shelfRest, min(2*t.rested, restMost*shelfRest))
+	} else {
+		t.rested = 0
 	}
+	t.rest = t.rested
 	t.copied, t.wasted = 0, 0
+	return t.rest > 0
 }
 
-// copied notes whether it is ReadAt (or Acquire and raw access) that comes to pages
-// of r now.
+// copied notes whether it is those who look on the shelf that come to pages of r now,
+// or others.
 func (r *Region) copied(by bool) {
 	if c := &r.ahead.copied; c.Load() != by {
 		c.Store(by)
@@ -97,29 +103,32 @@ func (p *Pager) shelve(l *load) {
 	size := len(l.buf.mem)
 	share := int(p.budget.Load() << frameShift / shelfShare)
 	s := &p.shelf
-	var out [shelfMost]*buffer
-	n := 0
+	var few [shelfMost]*buffer
+	out := few[:0]
 	s.mu.Lock()
 	switch most := min(shelfBytes, share); {
 	case size <= loanBytes:
-		n = s.singles.add(l, min(singlesBytes, share), &out)
-	case size > most || s.trial.rests():
+		out = s.singles.add(l, min(singlesBytes, share), out)
+	case size > most || s.trial.rests(len(l.gens)):
 	default:
 		l.buf.lent.Add(1)
 		var gens []uint32
 		for len(s.list) > 0 && (len(s.list) == shelfMost || s.bytes+size > most) {
 			s.trial.wasted += s.list[0].left
 			gens = s.list[0].gens
-			out[n] = s.pop(0)
-			n++
+			out = append(out, s.pop(0))
 		}
 		s.list = append(s.list, shelved{l.r, l.first, append(gens[:0], l.gens...), l.buf, len(l.gens)})
 		s.bytes += size
-		s.trial.judge()
+		if s.trial.judge() {
+			for len(s.list) > 0 {
+				out = append(out, s.pop(len(s.list)-1))
+			}
+		}
 	}
 	s.count()
 	s.mu.Unlock()
-	for _, buf := range out[:n] {
+	for _, buf := range out {
 		bufs.put(buf)
 	}
 }

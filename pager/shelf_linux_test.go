@@ -287,7 +287,7 @@ func TestScansByReadAtBesideAWriter(t *testing.T) {
 // Where buffers are put off the shelf before anybody has come to their pages, none is
 // kept for a while; where scans come to them, all are.
 func TestTheShelfRestsWhereItIsNoUse(t *testing.T) {
-	const each, reads = 16, 600
+	const each, reads = 16, 1200
 	for _, c := range []struct {
 		what string
 		come bool
@@ -320,7 +320,7 @@ func TestTheShelfRestsWhereItIsNoUse(t *testing.T) {
 				rested++
 			}
 		}
-		if !c.rest && rested != 0 || c.rest && (rested < shelfRest || rested > reads-shelfTrial/each) {
+		if !c.rest && rested != 0 || c.rest && (rested < shelfRest/each || rested > reads-shelfTrial/each) {
 			t.Errorf("%s: %d of %d buffers were not kept", c.what, rested, reads)
 		}
 		if n := p.shelf.n.Load(); c.come && n != 0 {

@@ -4,13 +4,13 @@ package pager
 
 // singles are the small buffers on the shelf: each of their pages has a place in a ring,
 // the oldest first, and is found by its number. Buffers of several pages have a
-// share for each.
+// share for each, and count until the last of these has gone.
 type singles struct {
 	ring   []single // singlesMost, once there has been one
 	oldest int      // place of the oldest
 	used   int      // places from there on that are taken, or were
 	at     map[pageOf]int
-	bytes  int // of pages
+	bytes  int // of buffers
 	trial  trial
 }
 
@@ -32,12 +32,12 @@ const (
 	singlesBytes = 12 << 20 // what a replay has between the device and the program, and some
 )
 
-// add keeps the buffer of l, and puts those it has no more room for in out. The shelf's
+// add keeps the buffer of l, and adds those it has no more room for to out. The shelf's
 // mu is held.
-func (s *singles) add(l *load, most int, out *[shelfMost]*buffer) (n int) {
-	size := 1 << l.r.shift
-	if size*len(l.gens) > most || s.trial.rests() {
-		return 0
+func (s *singles) add(l *load, most int, out []*buffer) []*buffer {
+	size := len(l.buf.mem)
+	if size > most || s.trial.rests(len(l.gens)) {
+		return out
 	}
 	if s.ring == nil {
 		s.ring, s.at = make([]single, singlesMost), map[pageOf]int{}
@@ -45,17 +45,12 @@ func (s *singles) add(l *load, most int, out *[shelfMost]*buffer) (n int) {
 	for i, gen := range l.gens {
 		page := pageOf{l.r, l.first + uint64(i)}
 		if old, ok := s.at[page]; ok { // it has been read again since
-			out[n] = s.pop(old)
-			n++
+			out = append(out, s.pop(old))
 		}
-		for s.used == singlesMost || s.bytes+size > most {
-			if n == len(out) {
-				return n // the budget has become much smaller
-			}
+		for s.used == singlesMost || l.buf.shelf == 0 && s.bytes+size > most {
 			if s.ring[s.oldest].buf != nil {
 				s.trial.wasted++
-				out[n] = s.pop(s.oldest)
-				n++
+				out = append(out, s.pop(s.oldest))
 			}
 			s.oldest = (s.oldest + 1) % singlesMost
 			s.used--
@@ -65,17 +60,24 @@ func (s *singles) add(l *load, most int, out *[shelfMost]*buffer) (n int) {
 		s.ring[at] = single{page, gen, i << l.r.shift, l.buf}
 		s.at[page] = at
 		s.used++
-		s.bytes += size
+		if l.buf.shelf == 0 {
+			s.bytes += size
+		}
+		l.buf.shelf++
 	}
-	s.trial.judge()
-	return n
+	if s.trial.judge() {
+		out = append(out, s.drop(nil)...)
+	}
+	return out
 }
 
 // pop takes out the page at place i of the ring, with its share of the buffer.
 func (s *singles) pop(i int) *buffer {
 	e := &s.ring[i]
 	buf := e.buf
-	s.bytes -= 1 << e.r.shift
+	if buf.shelf--; buf.shelf == 0 {
+		s.bytes -= len(buf.mem)
+	}
 	delete(s.at, e.pageOf)
 	*e = single{}
 	return buf
@@ -94,6 +96,9 @@ func (s *singles) take(r *Region, page uint64, gen uint32) (buf *buffer, off int
 
 // drop is shelf.drop, but that the caller puts back what it returns.
 func (s *singles) drop(r *Region) (out []*buffer) {
+	if len(s.at) == 0 {
+		return nil
+	}
 	for i := range s.ring {
 		if e := &s.ring[i]; e.buf != nil && (r == nil || e.r == r) {
 			out = append(out, s.pop(i))

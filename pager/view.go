@@ -144,7 +144,8 @@ func (r *Region) restart(ctx context.Context, fn func(mem []byte) error) error {
 		}
 		ps := int64(1) << r.shift
 		off := f.Offset &^ (ps - 1)
-		pin, err := r.Acquire(ctx, off, min(ps, r.Len()-off))
+		n := min(ps, r.Len()-off)
+		err = r.acquirePages(ctx, r.pageRange(off, n), false) // fn has the region's memory
 		if r.waitsFor(err) {
 			select {
 			case <-time.After(readRetry):
@@ -156,7 +157,7 @@ func (r *Region) restart(ctx context.Context, fn func(mem []byte) error) error {
 		if err != nil {
 			return err
 		}
-		pins = append(pins, pin)
+		pins = append(pins, newPin(r, off, n, pinnedHere))
 		r.restarts.Add(1)
 	}
 }

@@ -38,7 +38,7 @@ type waiter struct {
 	op   *waitOp
 	page uint64
 	pin  bool   // it counts as a pin in the page's word
-	loan loan   // if its op borrows
+	loan loan   // what it has been lent, if its op borrows and it waits for a page by itself
 	seat uint64 // where the rescuer finds the page, 0: its load has one; see join
 }
 
@@ -56,7 +56,8 @@ type waitOp struct {
 	ranges   []pageRange // what is wanted, in pages
 	one      [1]pageRange
 	pin      bool // the pages are to be pinned
-	borrows  bool // it has a use for the buffers that its pages were read to; see loan.go
+	borrows  bool // it has a use for the buffers that its pages were read to; see loan.go …
+	single   bool // … which is the one being started: a range of one page
 	hold     bool // a parked access that is to be pinned, and held, if that can be had
 	store    bool // the pages are about to be stored to: a parked store's is pinned, until it is there, if that costs nothing
 	ticket   bool // frames are all it wants, which the owner uses himself …
@@ -132,6 +133,7 @@ func (op *waitOp) waiterFor(page uint64) *waiter {
 	w := &op.ws[op.nw]
 	op.nw++
 	*w = waiter{op: op, page: page, pin: op.pin}
+	w.loan.wanted = op.borrows && op.single
 	return w
 }
 
@@ -224,7 +226,7 @@ func (op *waitOp) complete() {
 	// Abandoned: the owner returned because its context ended.
 	// It is not recycled: the owner may still be taking it out of the line.
 	op.undo()
-	op.putLoans(0)
+	op.putLoans()
 	op.r.leave()
 }
 
@@ -385,8 +387,12 @@ func (p *Pager) settleFrom(r *Region, page uint64, gen uint32, buf *buffer, off 
 	for w := ready; w != nil; {
 		next := w.next
 		w.op.obtained(page)
-		if buf != nil && w.op.borrows {
-			w.loan.take(buf, off)
+		if buf != nil && w.loan.wanted {
+			if w.pin {
+				w.loan.pin = p.lendPin(buf, off)
+			} else {
+				w.loan.take(buf, off)
+			}
 		}
 		w.op.pageDone()
 		w = next

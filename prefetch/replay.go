@@ -16,7 +16,8 @@ type ReplayOptions struct {
 	// Batch is how much is sorted and read together, in bytes; 0: 2 MiB.
 	// Ahead is how far the batches run ahead of the program; 0: 8 MiB. Both
 	// together stay within the eighth of the budget that the default eviction
-	// policy grants to pages nobody has used yet.
+	// policy grants to pages nobody has used yet, and a batch within a quarter of
+	// Ahead. A store that is far away may want more.
 	Batch, Ahead int64
 }
 

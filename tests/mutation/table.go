@@ -477,7 +477,7 @@ var table = []mutation{
 	{
 		name:  "lent-to-nobody",
 		what:  "the buffer for a pin stays out when its goroutine has lost patience",
-		edits: []edit{{"pager/wait.go", "	op.undo()\n	op.putLoans(0)\n", "	op.undo()\n"}},
+		edits: []edit{{"pager/wait.go", "	op.undo()\n	op.putLoans()\n", "	op.undo()\n"}},
 		pkg:   "pager", test: "TestLentPinsComeBack", quick: true,
 	},
 	{
