@@ -131,6 +131,38 @@ func TestCommitErrors(t *testing.T) {
 	}
 }
 
+// A flush of the journal that fails outside of a commit, and succeeds the next time, is no
+// less forgotten: what was written before it may be what the next commit rests on.
+func TestAFailedFlushOfTheKeeperIsKept(t *testing.T) {
+	ctx := context.Background()
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	r, _, journal := faultyAtomic(t, p, 16, RegionOptions{Retry: Retry{Times: -1}, Journal: JournalOptions{Interval: -1}})
+	for try := byte(1); ; try++ {
+		fill(t, r, 3, try)
+		if err := r.Commit(ctx); try > 1 && errors.Is(err, unix.EIO) {
+			break // it was a flush of the keeper's that failed, who made the journal longer
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		journal.Inject(store.Fault{Ops: store.OnFlush, Count: 1, Err: unix.EIO})
+		if err := r.atomic.checkpoint(ctx); errors.Is(err, unix.EIO) {
+			break
+		} else if err != nil || try == 100 {
+			t.Fatalf("checkpoint whose journal does not flush: %v", err)
+		}
+		journal.Clear() // the keeper was faster, and there was nothing left to do
+	}
+	fill(t, r, 4, 2)
+	for i := range 2 {
+		if err := r.Commit(ctx); !errors.Is(err, unix.EIO) {
+			t.Errorf("Commit %d after it: %v", i, err)
+		}
+	}
+	if err := r.Close(); !errors.Is(err, unix.EIO) {
+		t.Errorf("Close: %v", err)
+	}
+}
+
 // One cut over two regions: a pair of which each has a half is the same in both.
 func TestCommitOfSeveralRegions(t *testing.T) {
 	p := newPager(t, Options{Budget: 128 * FrameSize})

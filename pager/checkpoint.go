@@ -144,11 +144,21 @@ func (a *atomicState) grow(ctx context.Context) error {
 func (a *atomicState) growLocked(ctx context.Context) error {
 	n, err := a.j.Grow(ctx)
 	if err != nil {
-		return err
+		return a.keeperFailed(err)
 	}
 	a.r.d.moreSlots(n)
 	a.roomMade()
 	return nil
+}
+
+// keeperFailed notes a flush of the journal that failed outside of a commit, and
+// returns err: images of pages that have left, which the next commit takes as they
+// are, were written before it, and so may be those of a commit that is under way.
+func (a *atomicState) keeperFailed(err error) error {
+	if errors.Is(err, journal.ErrFlush) {
+		_ = a.flushFailed(err)
+	}
+	return err
 }
 
 // roomMade lets those go on who wait for pages to be written.
@@ -210,7 +220,7 @@ func (a *atomicState) checkpointLocked(ctx context.Context) error {
 		a.mu.Unlock()
 	}
 	if err := a.j.Checkpoint(ctx, log[len(log)-1].Seq); err != nil {
-		return r.fault("checkpoint", 0, err)
+		return r.fault("checkpoint", 0, a.keeperFailed(err))
 	}
 	r.p.stats.flushes.Add(1)
 	r.p.stats.checkpoints.Add(1)

@@ -178,6 +178,8 @@ func (c *cut) conclude() error {
 		r.p.tracks.remove(&c.track)
 		if err = failed([]*aio.Op{c.flushed}); err != nil {
 			err = a.flushFailed(err)
+		} else {
+			err = a.flushError() // one beside it may have taken the blame for what is ours
 		}
 	}
 	if err != nil {

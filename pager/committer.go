@@ -36,6 +36,9 @@ func (r *Region) Commit(ctx context.Context) error {
 	}
 	r.atomic.begin(ctx, s)
 	err = s.Wait(ctx)
+	if err == errNobody {
+		err = ctx.Err() // the committer was faster to notice
+	}
 	if err != nil && err == ctx.Err() {
 		s.gone.Store(true)
 	}
@@ -145,6 +148,9 @@ func (a *atomicState) request(s *SyncOp) {
 	a.mu.Lock()
 	a.waiting = append(a.waiting, s)
 	a.mu.Unlock()
+	if a.r.closing.Load() { // Close may have failed those who waited, for the last time
+		a.failWaiting(ErrClosed)
+	}
 }
 
 // begin sees to it that what has been requested is committed. A caller who is

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -363,5 +365,45 @@ func TestACutThatWasNotTakenLeavesNothing(t *testing.T) {
 	}
 	if n := load64(&r.d.dirty); n != 1 {
 		t.Errorf("%d pages are dirty", n)
+	}
+}
+
+// Who asks for a commit while the region is being closed is told, at the latest by Close.
+func TestCommitsBesideCloseEnd(t *testing.T) {
+	rounds := 100
+	if testing.Short() {
+		rounds = 20
+	}
+	for range rounds {
+		p := newPager(t, Options{Budget: 64 * FrameSize})
+		r, _, _ := faultyAtomic(t, p, 16, RegionOptions{})
+		fill(t, r, 3, 1)
+		var wg sync.WaitGroup
+		for i := range 16 {
+			wg.Go(func() {
+				ctx, cancel := context.Background(), func() {}
+				if i%2 == 0 {
+					ctx, cancel = context.WithCancel(ctx)
+				}
+				defer cancel()
+				for {
+					switch err := r.Commit(ctx); {
+					case errors.Is(err, ErrClosed):
+						return
+					case err != nil:
+						t.Errorf("Commit beside Close: %v", err)
+						return
+					}
+				}
+			})
+		}
+		runtime.Gosched()
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -153,6 +153,11 @@ func (c *cut) take() error {
 		p.reapSome(64)
 		pause(turn)
 	}
+	// (The gate may have been waited for, and more have become dirty meanwhile.)
+	if c.hasty && load64(&d.dirty) > hereMost {
+		c.minLength = math.MaxInt64
+		return errHasty
+	}
 	a.mu.Lock()
 	c.ops, a.waiting = a.waiting, nil
 	c.length, c.minLength = r.Len(), a.minLength

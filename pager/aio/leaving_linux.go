@@ -50,9 +50,10 @@ func (l *leaving) Submit(ops []*Op) {
 		select {
 		case <-l.gone:
 			if left > 0 {
+				kept := append([]*Op(nil), ops...) // the slice is the caller's
 				go func() {
 					e.k.mustWait(left, res)
-					l.end(ops, n, res)
+					l.end(kept, n, res)
 				}()
 				return
 			}

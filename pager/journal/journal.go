@@ -199,6 +199,19 @@ func (j *Journal) headerOp(h *header) *aio.Op {
 	return &aio.Op{Code: aio.Write, Off: int64(h.generation % copies * block), Buf: b}
 }
 
+// ErrFlush is among the errors of a journal whose flush has failed. What was written
+// before it may be lost, also what somebody else has written and would flush next:
+// the device's next flush may well succeed without it.
+var ErrFlush = errors.New("journal: flush failed")
+
+// flush makes durable what was written to the journal.
+func (j *Journal) flush() error {
+	if err := j.medium.flush(); err != nil {
+		return fmt.Errorf("%w: %w", ErrFlush, err)
+	}
+	return nil
+}
+
 // put makes h durable, as the next generation.
 func (j *Journal) put(ctx context.Context, h *header) error {
 	if err := ctx.Err(); err != nil {
