@@ -511,6 +511,9 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 			if v&flagWaited == 0 { // as submit does for a read of one's own
 				rescueLater()
 			}
+			if (!op.borrows || op.pin) && r.copies.Load() != 0 {
+				r.copies.Store(0) // others than ReadAt come as well
+			}
 			switch {
 			case v&flagMark != 0 && p.mapMarker(r, page, uint32(v>>32)):
 				b.mark = page + 1

@@ -135,6 +135,8 @@ func (p *Pager) SetBudget(bytes int64) error {
 	p.resize(frames)
 	if frames < old {
 		p.shelf.drop(nil)
+	} else if p.unmapped.opened.Load() {
+		p.unmapped.grow(frames)
 	}
 	if frames >= old {
 		p.serveLine()

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/uffdpager/uffdpager/uffd"
 )
 
 // buffer is memory for one I/O: off the heap, page aligned, faulted in.
@@ -23,8 +25,9 @@ type buffer struct {
 }
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
-// pagers bound how many are out, and what shelf.go and lentpins.go keep. Small ones share mappings, and give their memory
-// back when they are idle beyond bufferKeep bytes. Large ones are unmapped beyond
+// pagers bound how many are out, and what shelf.go, lentpins.go and unmapped.go keep.
+// Small ones share mappings, and give their memory back when they are idle beyond
+// bufferKeep bytes, so many at a time: each call costs a flush of the TLBs. Large ones are unmapped beyond
 // that, but only when they have not been needed for a while: while much is
 // read ahead at once, as many come back as go out, in bursts, and to map one anew
 // costs more than what it is for.
@@ -50,6 +53,7 @@ const (
 	bufferMost  = 28 << 20 // bytes of all there are, beyond which large ones are not kept in bursts either
 	bufferLarge = 64 << 10 // bytes of one
 	trimEvery   = 250 * time.Millisecond
+	coolBytes   = 1 << 20 // of small ones, that give back their memory together
 )
 
 // keepSmall is how many bytes of small buffers are kept idle: less where they are the
@@ -101,8 +105,10 @@ func (bp *bufferPool) get(n int) *buffer {
 	}
 	bp.bytes.Add(int64(size * count))
 	var first *buffer
+	all := make([]buffer, count)
 	for i := count - 1; i >= 0; i-- {
-		b := &buffer{mem: unsafe.Slice((*byte)(unsafe.Add(m, i*size)), size)}
+		b := &all[i]
+		b.mem = unsafe.Slice((*byte)(unsafe.Add(m, i*size)), size)
 		if i == 0 {
 			first = b
 		} else {
@@ -142,18 +148,53 @@ func (bp *bufferPool) put(b *buffer) {
 		if bp.large += size; bp.large > bufferKeep && !bp.armed {
 			bp.arm()
 		}
-	case bp.idle-bp.large+size > bp.keepSmall() && unix.Madvise(b.mem, unix.MADV_DONTNEED) == nil:
-		// (Refused where memory is locked: then they stay.)
-		bp.bytes.Add(-size)
-		b.next, bp.cold[c] = bp.cold[c], b
-		bp.mu.Unlock()
-		return
 	default:
 		bp.idle += size
 	}
 	b.spent = false
 	b.next = bp.free[c]
 	bp.free[c] = b
+	if size < bufferLarge && bp.idle-bp.large > bp.keepSmall()+coolBytes {
+		bp.cool(c)
+		return
+	}
+	bp.mu.Unlock()
+}
+
+// cool takes the memory of small buffers of class c that are idle beyond what is kept.
+// mu is held, and released.
+func (bp *bufferPool) cool(c int) {
+	var (
+		list   [coolBytes/FrameSize + 1]*buffer
+		ranges [len(list)]uffd.Range
+		n      int
+	)
+	for n < len(list) && bp.free[c] != nil && bp.idle-bp.large > bp.keepSmall() {
+		b := bp.free[c]
+		bp.free[c] = b.next
+		size := int64(len(b.mem))
+		bp.idle -= size
+		bp.bytes.Add(-size)
+		list[n], ranges[n] = b, uffd.Range{Addr: uintptr(unsafe.Pointer(&b.mem[0])), Len: uintptr(size)}
+		n++
+	}
+	bp.mu.Unlock()
+	if n == 0 {
+		return
+	}
+	done, _ := uffd.RawZap(&ranges[0], n)
+	bp.mu.Lock()
+	for i, b := range list[:n] {
+		if i < done {
+			b.next, bp.cold[c] = bp.cold[c], b
+			continue
+		}
+		// (Refused, where memory is locked: then they stay.)
+		size := int64(len(b.mem))
+		bp.idle += size
+		bp.bytes.Add(size)
+		b.next, bp.free[c] = bp.free[c], b
+	}
 	bp.mu.Unlock()
 }
 

@@ -432,6 +432,9 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			if !bare.Cas64(pw, w, n) {
 				continue
 			}
+			if isMarker(w) {
+				d.words.markerGone()
+			}
 			return fillVia(d, pw, page, uint32(n>>32), noticeLoaded)
 		}
 		if !d.words.takeFramesDownTo(d.framesPerPage(), 0) {
@@ -656,6 +659,9 @@ func stealFrom(d *desc, first uint64, cancel bool, keep uint64) bool {
 			// is not his any more, and those who wait for it try again.
 			if !bare.Cas64(pw, w, w&genMask) {
 				continue
+			}
+			if isMarker(w) {
+				d.words.markerGone()
 			}
 			add64(&d.resident, -d.framesPerPage())
 			d.drop(page)

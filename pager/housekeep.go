@@ -73,6 +73,7 @@ func (p *Pager) housekeep() {
 		p.readNotices()
 		p.keepRoom()
 		p.sweepMarkers()
+		p.sweepUnmapped()
 		if bare.Xchg32(&p.w.wantRoom, 0) != 0 && load64(&p.w.free) <= 0 {
 			p.evictSome(p.evictBatch.Load())
 		}
@@ -132,7 +133,7 @@ func (p *Pager) waitWake(d time.Duration) {
 
 // idle: nobody waits and nothing is dirty, so that no clock is needed.
 func (p *Pager) idle() bool {
-	return p.waiting.Load() == 0 && load64(&p.w.dirty) == 0 && p.holds.n.Load() == 0 && !p.flush.sweeping
+	return p.waiting.Load() == 0 && bare.Load32(&p.w.goneWithoutUs) == 0 && load64(&p.w.dirty) == 0 && p.holds.n.Load() == 0 && !p.flush.sweeping
 }
 
 // rouse wakes the housekeeper from ordinary code.

@@ -143,7 +143,6 @@ func (k *markers) pop(i int) marker {
 // mapMarker installs a marker somebody wants, and reports whether it was there.
 func (p *Pager) mapMarker(r *Region, page uint64, gen uint32) bool {
 	if p.mapUnmapped(r, page, gen) {
-		r.copies.Store(0)
 		return true
 	}
 	k := &p.markers

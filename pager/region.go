@@ -60,6 +60,7 @@ type Region struct {
 	done    chan struct{} // closed when Close has finished
 
 	restarts atomic.Int64
+	keeps    atomic.Bool // there has been a page whose frame is a buffer, see unmapped.go
 	ahead    regionAhead
 	copies   atomic.Int32 // misses in a row that were only ReadAt's, up to unmappedAfter
 	views    viewCounter
@@ -423,7 +424,9 @@ func (r *Region) close() error {
 	r.evictAll()
 	r.gone.Store(true)
 	p.giveUpMarkers(r, math.MaxInt64) // that the fault server had taken over
-	p.unmapped.purge(d)
+	if r.keeps.Load() {
+		p.unmapped.purge(d)
+	}
 	p.drain(func() bool { return r.active.Load() == 0 })
 	p.shelf.drop(r)
 	p.drops.forget(r)

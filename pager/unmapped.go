@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/uffdpager/uffdpager/coro"
@@ -50,14 +51,18 @@ const (
 // what it was any more (taken over by a fault server, or stolen by one): then the
 // word has another generation, and the entry goes when the page is kept anew, when
 // the policy offers it, or when the region closes.
+//
+// Ordinary code takes the entry with the page. P-less code, which cannot, says that it
+// has taken such a page (goneWithoutUs), and the housekeeper looks for what is left.
 type unmapped struct {
-	once  sync.Once
-	heads []*buffer // chains by buffer.next; a power of two of them
+	heads []*buffer // chains by buffer.next; a power of two of them. All locks guard it
 	locks [unmappedLocks]struct {
 		sync.Mutex
 		_ [56]byte
 	}
-	n atomic.Int64
+	opened atomic.Bool // there are chains
+	n      atomic.Int64
+	swept  time.Time // the housekeeper's
 }
 
 // unmappedEntry is what a buffer has of this; the lock of its chain guards it.
@@ -66,24 +71,58 @@ type unmappedEntry struct {
 	gen uint32
 }
 
-// open makes the chains: one for each page of the budget, for every step along one is a
-// cache miss.
-func (u *unmapped) open(frames int64) {
-	u.once.Do(func() {
-		n := unmappedLocks
-		for int64(n) < frames && n < unmappedMost {
-			n *= 2
-		}
-		u.heads = make([]*buffer, n)
-	})
+// ready makes chains if there are none.
+func (u *unmapped) ready(frames int64) {
+	if !u.opened.Load() {
+		u.grow(frames)
+		u.opened.Store(true)
+	}
 }
 
-// chain locks the chain of key.
+// grow makes chains for so many pages: one for each, for every step along one is a
+// cache miss.
+func (u *unmapped) grow(frames int64) {
+	u.lockAll()
+	defer u.unlockAll()
+	n := max(len(u.heads), unmappedLocks)
+	for int64(n) < frames && n < unmappedMost {
+		n *= 2
+	}
+	if n == len(u.heads) {
+		return
+	}
+	old := u.heads
+	u.heads = make([]*buffer, n)
+	for _, b := range old {
+		for b != nil {
+			next := b.next
+			head := &u.heads[unmappedHash(b.kept.key)&uint64(n-1)]
+			b.next, *head = *head, b
+			b = next
+		}
+	}
+}
+
+func (u *unmapped) lockAll() {
+	for i := range u.locks {
+		u.locks[i].Lock()
+	}
+}
+
+func (u *unmapped) unlockAll() {
+	for i := range u.locks {
+		u.locks[i].Unlock()
+	}
+}
+
+func unmappedHash(key evict.Page) uint64 { return uint64(key) * 0x9E3779B97F4A7C15 >> 32 }
+
+// chain locks the chain of key. (The lock is the same for any number of chains.)
 func (u *unmapped) chain(key evict.Page) (head **buffer, mu *sync.Mutex) {
-	i := uint64(key) * 0x9E3779B97F4A7C15 >> 32 & uint64(len(u.heads)-1)
-	mu = &u.locks[i%unmappedLocks].Mutex
+	h := unmappedHash(key)
+	mu = &u.locks[h%unmappedLocks].Mutex
 	mu.Lock()
-	return &u.heads[i], mu
+	return &u.heads[h&uint64(len(u.heads)-1)], mu
 }
 
 // put adds the buffer of a page, with a share of it, in place of an older one of the
@@ -179,20 +218,50 @@ func (u *unmapped) lend(key evict.Page, gen uint32) *buffer {
 
 // purge drops what is left of a region that has no pages any more.
 func (u *unmapped) purge(d *desc) {
+	u.dropAll(func(e *unmappedEntry) bool { o, _ := splitKey(e.key); return o == d })
+}
+
+// dropAll drops all entries that are asked for.
+func (u *unmapped) dropAll(is func(*unmappedEntry) bool) {
 	if u.n.Load() == 0 {
 		return
 	}
-	for i := range u.heads {
-		mu := &u.locks[i%unmappedLocks].Mutex
-		for more := true; more; {
-			mu.Lock()
-			b := unlinkKept(&u.heads[i], func(e *unmappedEntry) bool { o, _ := splitKey(e.key); return o == d })
-			mu.Unlock()
+	for k := range u.locks {
+		var out *buffer
+		mu := &u.locks[k].Mutex
+		mu.Lock()
+		for i := k; i < len(u.heads); i += unmappedLocks {
+			for b := unlinkKept(&u.heads[i], is); b != nil; b = unlinkKept(&u.heads[i], is) {
+				b.next, out = out, b
+			}
+		}
+		mu.Unlock()
+		for out != nil {
+			b := out
+			out, b.next = b.next, nil
 			u.gone(b)
 			bufs.put(b)
-			more = b != nil
 		}
 	}
+}
+
+// sweepEvery is how often the housekeeper looks at all entries at most.
+const sweepEvery = 250 * time.Millisecond
+
+// sweepUnmapped drops the entries of pages that P-less code has taken.
+func (p *Pager) sweepUnmapped() {
+	u := &p.unmapped
+	if bare.Load32(&p.w.goneWithoutUs) == 0 || time.Since(u.swept) < sweepEvery {
+		return
+	}
+	bare.Store32(&p.w.goneWithoutUs, 0)
+	u.dropAll(func(e *unmappedEntry) bool {
+		// (The entry is there before the word says so, and then the word is of its claim.)
+		d, page := splitKey(e.key)
+		pw, w := d.look(page)
+		return pw == nil || w&stateMask != stLoading || uint32(w>>32) != e.gen
+	})
+	u.swept = time.Now()
 }
 
 // mayStayUnmapped: what l has read may do without being mapped, if ReadAt is all
@@ -226,7 +295,10 @@ func (p *Pager) keepUnmapped(l *load) bool {
 		return false
 	}
 	u, key := &p.unmapped, pageKey(r.d, page)
-	u.open(p.budget.Load())
+	u.ready(p.budget.Load())
+	if !r.keeps.Load() {
+		r.keeps.Store(true)
+	}
 	// It is there before anybody can find the word that says so.
 	u.put(key, gen, l.buf)
 	b.mu.Lock()

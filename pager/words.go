@@ -50,15 +50,16 @@ type pagerWords struct {
 	_        [60]byte
 
 	// Notices from P-less code to the housekeeper.
-	noticeTail uint64
-	noticeHead uint64
-	noticeLost uint32 // some did not fit: look at everything
-	wantRoom   uint32 // a fault server waits for a frame
-	wantSlots  uint32 // a fault server found no slot in a journal
-	sleeping   uint32 // how the housekeeper waits for wakeFD, 0: it does not
-	wakeFD     int32
-	lowWater   int64 // frames: below, the housekeeper evicts
-	notices    [noticeSlots]uint64
+	noticeTail    uint64
+	noticeHead    uint64
+	noticeLost    uint32 // some did not fit: look at everything
+	wantRoom      uint32 // a fault server waits for a frame
+	wantSlots     uint32 // a fault server found no slot in a journal
+	goneWithoutUs uint32 // P-less code took a page whose frame may be a buffer (unmapped.go)
+	sleeping      uint32 // how the housekeeper waits for wakeFD, 0: it does not
+	wakeFD        int32
+	lowWater      int64 // frames: below, the housekeeper evicts
+	notices       [noticeSlots]uint64
 
 	rescueWords
 }
@@ -111,6 +112,19 @@ func (w *pagerWords) notify(kind uint64, d uint32, page uint64, urgent bool) {
 func (w *pagerWords) wake() {
 	if bare.Load32(&w.sleeping) != 0 && bare.Xchg32(&w.sleeping, 0) != 0 {
 		eventfdSignal(w.wakeFD)
+	}
+}
+
+// markerGone says that P-less code has taken a page that may have a buffer of its own
+// (unmapped.go).
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) markerGone() {
+	if bare.Load32(&w.goneWithoutUs) == 0 {
+		bare.Store32(&w.goneWithoutUs, 1)
+		w.wakeClock()
 	}
 }
 
