@@ -224,9 +224,8 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 	pr := r.pageRange(off, n)
 	switch one := pr.n == 1 && !write; {
 	case one && r.pinHit(pr.first):
-		if r.closing.Load() { // after the pin: Close says so and then looks for pins
-			r.unpin(pr, false)
-			return Pin{}, ErrClosed
+		if err := r.pinnedOpen(pr); err != nil {
+			return Pin{}, err
 		}
 	case one && r.lends:
 		return r.acquireLent(ctx, off, n)
@@ -240,6 +239,16 @@ func (r *Region) acquire(ctx context.Context, off, n int64, write bool) (Pin, er
 		how |= pinnedWrite
 	}
 	return newPin(r, off, n, how), nil
+}
+
+// pinnedOpen unpins pages that have just been pinned if the region is closing: Close
+// says so and then looks for pins.
+func (r *Region) pinnedOpen(pr pageRange) error {
+	if !r.closing.Load() {
+		return nil
+	}
+	r.unpin(pr, false)
+	return ErrClosed
 }
 
 // acquirePages pins a range of pages, with write for writing.
@@ -257,11 +266,7 @@ func (r *Region) acquirePages(ctx context.Context, pr pageRange, write bool) err
 // those that are absent are born dirty if they are of one frame.
 func (r *Region) pinPages(ctx context.Context, pr pageRange, store bool) error {
 	if r.pinHits(pr) {
-		if r.closing.Load() {
-			r.unpin(pr, false)
-			return ErrClosed
-		}
-		return nil
+		return r.pinnedOpen(pr)
 	}
 	op, err := r.wantPinned(ctx, pr)
 	if err != nil {
@@ -314,12 +319,7 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 	}
 	if hits == len(rs) {
 		r.leave()
-		for i, g := range rs {
-			pins[i] = Pin{}
-			if g.Len != 0 {
-				pins[i] = newPin(r, g.Off, g.Len, pinnedHere)
-			}
-		}
+		r.pinEach(rs, pins, nil)
 		return nil
 	}
 	for _, g := range rs[:hits] {
@@ -341,7 +341,7 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 		return err
 	}
 	if op.err == nil {
-		op.pinEach(rs, pins)
+		r.pinEach(rs, pins, op.ws[:op.nw])
 	} else {
 		op.putLoans()
 	}
@@ -360,8 +360,7 @@ func (r *Region) TryAcquire(off, n int64) (Pin, bool) {
 	}
 	pr := r.pageRange(off, n)
 	if r.pinHits(pr) {
-		if r.closing.Load() {
-			r.unpin(pr, false)
+		if r.pinnedOpen(pr) != nil {
 			return Pin{}, false
 		}
 		return newPin(r, off, n, pinnedHere), true

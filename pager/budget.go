@@ -133,15 +133,14 @@ func (p *Pager) SetBudget(bytes int64) error {
 	}
 	old := p.budget.Load()
 	p.resize(frames)
-	if frames < old {
-		p.shelf.drop(nil)
-	} else if p.unmapped.opened.Load() {
-		p.unmapped.grow(frames)
-	}
 	if frames >= old {
+		if p.unmapped.opened.Load() {
+			p.unmapped.grow(frames)
+		}
 		p.serveLine()
 		return nil
 	}
+	p.shelf.drop(nil)
 	// On the way down the old budget still holds for the fault server, which
 	// must never be stuck.
 	stall := time.Now()

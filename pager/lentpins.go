@@ -145,7 +145,7 @@ func (r *Region) pinLent(ctx context.Context, page uint64) (pinned, error) {
 			if !r.pinHit(page) {
 				break
 			}
-			return 0, r.pinnedOpen(page)
+			return 0, r.pinnedOpen(pageRange{page, 1})
 		}
 		r.copied(true)
 		buf, off := r.p.shelf.take(r, page, uint32(w>>32))
@@ -153,7 +153,7 @@ func (r *Region) pinLent(ctx context.Context, page uint64) (pinned, error) {
 			bufs.put(buf)
 			continue
 		}
-		err := r.pinnedOpen(page)
+		err := r.pinnedOpen(pageRange{page, 1})
 		how := pinned(0)
 		// (It may have left, and come again, before it was pinned.)
 		if _, v := r.d.look(page); buf != nil && err == nil && (v^w)&genMask == 0 {
@@ -181,20 +181,9 @@ func (r *Region) pinLent(ctx context.Context, page uint64) (pinned, error) {
 	return how, op.end()
 }
 
-// pinnedOpen unpins a page that has just been pinned if the region is closing: Close
-// says so and then looks for pins.
-func (r *Region) pinnedOpen(page uint64) error {
-	if !r.closing.Load() {
-		return nil
-	}
-	r.unpin(pageRange{page, 1}, false)
-	return ErrClosed
-}
-
-// pinEach makes the pins of an AcquireV whose op is complete. The waiters are in the
-// order of the pages, and a page has one if it was missed.
-func (op *waitOp) pinEach(rs []Range, pins []Pin) {
-	r, j := op.r, 0
+// pinEach makes the pins of an AcquireV. waiters are those of its op, which is
+// complete, in the order of the pages: a page has one if it was missed.
+func (r *Region) pinEach(rs []Range, pins []Pin, waiters []waiter) {
 	for i, g := range rs {
 		pins[i] = Pin{}
 		if g.Len == 0 {
@@ -202,12 +191,13 @@ func (op *waitOp) pinEach(rs []Range, pins []Pin) {
 		}
 		pr, how := r.pageRange(g.Off, g.Len), pinnedHere
 		for k := range pr.n {
-			if j < op.nw && op.ws[j].page == pr.first+k {
-				if lent := op.ws[j].loan.pin; lent != 0 {
-					how = lent
-				}
-				j++
+			if len(waiters) == 0 || waiters[0].page != pr.first+k {
+				continue
 			}
+			if lent := waiters[0].loan.pin; lent != 0 {
+				how = lent
+			}
+			waiters = waiters[1:]
 		}
 		pins[i] = newPin(r, g.Off, g.Len, how)
 	}

@@ -351,12 +351,17 @@ func (p *Pager) finish(l *load, err error) {
 // nobody's concern.
 func (l *load) owns() bool {
 	for i, gen := range l.gens {
-		pw, w := l.r.d.look(l.first + uint64(i))
-		if pw != nil && w&stateMask == stLoading && uint32(w>>32) == gen {
+		if l.r.d.loading(l.first+uint64(i), gen) {
 			return true
 		}
 	}
 	return false
+}
+
+// loading: the page is on its way, under the claim of generation gen.
+func (d *desc) loading(page uint64, gen uint32) bool {
+	pw, w := d.look(page)
+	return pw != nil && w&stateMask == stLoading && uint32(w>>32) == gen
 }
 
 // landed frees a load and its place in the queue depth, and starts what waits

@@ -260,10 +260,7 @@ func (p *Pager) sweepMarkers() {
 }
 
 // there: the page is on its way as when it was held back.
-func (m *marker) there() bool {
-	pw, w := m.r.d.look(m.page)
-	return pw != nil && w&stateMask == stLoading && uint32(w>>32) == m.gen
-}
+func (m *marker) there() bool { return m.r.d.loading(m.page, m.gen) }
 
 // forgetMarker drops the bytes of a marker that the fault server has read itself.
 func (p *Pager) forgetMarker(r *Region, page uint64) {

@@ -50,10 +50,9 @@ const (
 // A buffer is in it with a share of its own. Its entry may be of a page that is not
 // what it was any more (taken over by a fault server, or stolen by one): then the
 // word has another generation, and the entry goes when the page is kept anew, when
-// the policy offers it, or when the region closes.
-//
-// Ordinary code takes the entry with the page. P-less code, which cannot, says that it
-// has taken such a page (goneWithoutUs), and the housekeeper looks for what is left.
+// the policy offers it, when the housekeeper, whom P-less code has told that it has
+// taken such a page (goneWithoutUs), looks for what is left, or when the region closes.
+// Ordinary code takes the entry with the page.
 type unmapped struct {
 	heads []*buffer // chains by buffer.next; a power of two of them. All locks guard it
 	locks [unmappedLocks]struct {
@@ -165,29 +164,25 @@ func (u *unmapped) take(key evict.Page, gen uint32) *buffer {
 	return b
 }
 
-// sweep drops the entry of a page that is not what it was. The entry is looked at
-// first: a claim that has ended does not come back, while a word that was looked at
-// before might be followed by a claim whose entry is good.
+// stale: the page is not what it was. The lock of the chain is held, and the word is
+// looked at after the entry: a claim that has ended does not come back, while a word
+// that was looked at before might be followed by a claim whose entry is good.
+func (e *unmappedEntry) stale() bool {
+	d, page := splitKey(e.key)
+	return !d.loading(page, e.gen)
+}
+
+// sweep drops the entry of a page that is not what it was.
 func (u *unmapped) sweep(d *desc, page uint64) {
 	if u.n.Load() == 0 {
 		return
 	}
 	key := pageKey(d, page)
 	head, mu := u.chain(key)
-	gen := uint32(0)
-	for b := *head; b != nil; b = b.next {
-		if b.kept.key == key {
-			gen = b.kept.gen
-			break
-		}
-	}
+	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key && e.stale() })
 	mu.Unlock()
-	if gen == 0 {
-		return
-	}
-	if pw, w := d.look(page); pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {
-		bufs.put(u.take(key, gen))
-	}
+	u.gone(b)
+	bufs.put(b)
 }
 
 // gone counts a buffer that was taken out.
@@ -255,12 +250,7 @@ func (p *Pager) sweepUnmapped() {
 		return
 	}
 	bare.Store32(&p.w.goneWithoutUs, 0)
-	u.dropAll(func(e *unmappedEntry) bool {
-		// (The entry is there before the word says so, and then the word is of its claim.)
-		d, page := splitKey(e.key)
-		pw, w := d.look(page)
-		return pw == nil || w&stateMask != stLoading || uint32(w>>32) != e.gen
-	})
+	u.dropAll((*unmappedEntry).stale)
 	u.swept = time.Now()
 }
 

@@ -225,7 +225,7 @@ func (e *engine) refuse(slot int32, errno syscall.Errno) {
 // wouldBlock says that the backend did not do a buffered transfer because it
 // would have had to wait in it.
 func (e *engine) wouldBlock(op *Op, res int64) bool {
-	return op.Buffered && e.kind != Threads && (res == -int64(syscall.EAGAIN) || res == -int64(syscall.EOPNOTSUPP))
+	return e.kind != Threads && op.wouldWait(res)
 }
 
 // assist hands slot to the threads. Called with mu, which never waits for the

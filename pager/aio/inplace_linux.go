@@ -65,7 +65,7 @@ func (e *inPlace) Submit(ops []*Op) {
 		e.mu.Unlock() // Done may submit
 		for i, op := range ops {
 			switch r := res[i]; {
-			case op.Buffered && (r == -int64(syscall.EAGAIN) || r == -int64(syscall.EOPNOTSUPP)):
+			case op.wouldWait(r):
 				op.complete() // it would have had to wait: it may
 			case op.advance(r):
 				op.Done(op)
@@ -101,6 +101,11 @@ func (e *inPlace) give(ops []*Op) (n int) {
 	}
 	n, _ = e.k.submit(b)
 	return n
+}
+
+// wouldWait: the kernel says by r that a buffered op would have had to wait.
+func (op *Op) wouldWait(r int64) bool {
+	return op.Buffered && (r == -int64(syscall.EAGAIN) || r == -int64(syscall.EOPNOTSUPP))
 }
 
 // complete does what is left of op, with as many system calls as it takes, and

@@ -1,7 +1,6 @@
 package aio
 
 import (
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,9 +67,7 @@ func (l *leaving) Submit(ops []*Op) {
 func (l *leaving) end(ops []*Op, n int, res *[inPlaceMost]int64) {
 	l.mu.Unlock() // Done may submit
 	for i, op := range ops[:n] {
-		r := res[i]
-		mayWait := op.Buffered && (r == -int64(syscall.EAGAIN) || r == -int64(syscall.EOPNOTSUPP))
-		if !mayWait && op.advance(r) {
+		if r := res[i]; !op.wouldWait(r) && op.advance(r) {
 			op.Done(op)
 		} else {
 			l.Engine.Submit([]*Op{op}) // from its beginning: all of it is there still

@@ -701,7 +701,7 @@ var table = []mutation{
 	{
 		name:  "unmapped-frame-of-nobody",
 		what:  "the buffer of a page that was stolen is kept for good",
-		edits: []edit{{"pager/unmapped.go", "pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\tbufs", "pw == nil || uint32(w>>32) != gen {\n\t\tbufs"}},
+		edits: []edit{{"pager/unmapped.go", "	return !d.loading(page, e.gen)\n", "	pw, w := d.look(page)\n	return pw == nil || uint32(w>>32) != e.gen\n"}},
 		pkg:   "pager", test: "TestUnmappedPageThatWasTaken", quick: true,
 	},
 	{
