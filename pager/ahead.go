@@ -166,12 +166,8 @@ func (r *Region) consult(ev prefetch.Event) {
 		f := prefetch.Feedback{Issued: a.issued.Load() - a.named.Load(), Used: a.used.Load(), Unused: a.unused.Load(), Late: a.late.Load()}
 		if f != a.told {
 			a.told = f
-			a.learner.Learn(f)
+			r.asPolicy(uint64(ev.Page), func() { a.learner.Learn(f) })
 		}
-	}
-	var t *tracked
-	if r.opt.Prefetch != nil {
-		t = r.p.hook("prefetch.Policy", r, uint64(ev.Page), 1)
 	}
 	a.plan.Reset()
 	a.plan.Pages = int64(r.pageCount())
@@ -181,10 +177,7 @@ func (r *Region) consult(ev prefetch.Event) {
 	if ev.Kind == prefetch.Miss {
 		ev.Late = r.p.foreseen(r, uint64(ev.Page))
 	}
-	a.policy.Observe(ev, &a.plan)
-	if t != nil {
-		r.p.hookDone(t)
-	}
+	r.asPolicy(uint64(ev.Page), func() { a.policy.Observe(ev, &a.plan) })
 	r.queue(&a.plan)
 	r.p.drops.add(r, a.plan.Drop)
 	// A miss that was planned, or could not be because more than can be read is
@@ -195,6 +188,15 @@ func (r *Region) consult(ev prefetch.Event) {
 		r.p.outgrow()
 	case len(a.plan.Runs) == 0 && !a.plan.Known:
 		r.p.surprised.Store(sinceStart())
+	}
+}
+
+// asPolicy calls fn, which calls the policy because of page.
+func (r *Region) asPolicy(page uint64, fn func()) {
+	if r.opt.Prefetch == nil {
+		fn()
+	} else {
+		r.p.hook("prefetch.Policy", r, page, 1, fn)
 	}
 }
 

@@ -161,17 +161,30 @@ func (p *Pager) backgroundDone() {
 // plans the sweep.
 func (r *Region) askPolicy(now time.Time) {
 	b := &r.write.back
+	plan := &b.plan
+	r.p.hook("writeback.Policy", r, 0, 0, func() { r.tellPolicy(now, plan) })
+	b.sweep, b.begun = b.sweep[:0], now
+	for _, run := range plan.Runs {
+		first, end := max(0, run.First), min(run.First+run.N, plan.Pages)
+		for page := first; page < end; page++ {
+			if b.shown[uint64(page)>>leafShift]>>(page&(leafPages-1))&1 != 0 && r.d.mayClean(uint64(page)) {
+				b.sweep = append(b.sweep, dirtyPage{r.d, uint64(page)})
+			}
+		}
+	}
+}
+
+// tellPolicy tells the policy what has changed, which makes it plan.
+func (r *Region) tellPolicy(now time.Time, plan *writeback.Plan) {
+	b := &r.write.back
 	if b.shown == nil {
 		b.shown = map[uint64]uint64{}
 	}
-	plan := &b.plan
 	plan.Reset()
 	plan.Dirty, plan.Writing = load64(&r.d.dirty)/r.fpp, r.write.inflight.Load()
 	plan.Limit, plan.Pages = r.p.pinnable.Load()/r.fpp, int64(r.pageCount())
 	plan.Reads = int64(r.p.inflight.Load()) + int64(r.p.queue.n.Load())
 	ev := writeback.Event{Now: now.Sub(r.begun)}
-	t := r.p.hook("writeback.Policy", r, 0, 0)
-	defer r.p.hookDone(t)
 	tell := func(kind writeback.Kind, group, bits uint64) {
 		ev.Kind = kind
 		for k := range uint64(leafPages) {
@@ -206,15 +219,6 @@ func (r *Region) askPolicy(now time.Time) {
 	}
 	ev.Kind, ev.Page = writeback.Tick, 0
 	r.opt.Writeback.Policy.Observe(ev, plan)
-	b.sweep, b.begun = b.sweep[:0], now
-	for _, run := range plan.Runs {
-		first, end := max(0, run.First), min(run.First+run.N, plan.Pages)
-		for page := first; page < end; page++ {
-			if b.shown[uint64(page)>>leafShift]>>(page&(leafPages-1))&1 != 0 && r.d.mayClean(uint64(page)) {
-				b.sweep = append(b.sweep, dirtyPage{r.d, uint64(page)})
-			}
-		}
-	}
 }
 
 // dirtyBits is which pages of a group have changes that are in no write.

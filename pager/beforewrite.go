@@ -38,10 +38,10 @@ const (
 )
 
 // mayWrite asks the hook.
-func (r *Region) mayWrite(first, n uint64, data []byte) bool {
-	t := r.p.hook("Writeback.BeforeWrite", r, first, n)
-	ok := r.opt.Writeback.BeforeWrite(PageRun{First: int64(first), N: int64(n), Data: data})
-	r.p.hookDone(t)
+func (r *Region) mayWrite(first, n uint64, data []byte) (ok bool) {
+	r.p.hook("Writeback.BeforeWrite", r, first, n, func() {
+		ok = r.opt.Writeback.BeforeWrite(PageRun{First: int64(first), N: int64(n), Data: data})
+	})
 	a := &r.write.ask
 	r.write.mu.Lock()
 	if ok {

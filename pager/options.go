@@ -143,8 +143,10 @@ type RegionOptions struct {
 	// Verify is told of every page that comes in from the store, before anyone
 	// sees it. An error makes the access fail with it. Pages that were
 	// discarded, or never written, are zeros; the last one may be a part, with
-	// zeros after it. It runs on the pager's goroutines, must not block, and
-	// rules out raw access (see Region.Raw); store.NewChecksummed does not.
+	// zeros after it. It runs on the pager's goroutines and on those of who reads,
+	// must not block, and rules out raw access (see Region.Raw); store.NewChecksummed
+	// does not. If it panics the process ends, whoever would recover: so it is with
+	// every hook, policy and listener.
 	Verify func(page int64, data []byte) error
 
 	// Seal may change the copy of a page that is about to be written (to put

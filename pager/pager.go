@@ -230,9 +230,7 @@ func (p *Pager) Close() error {
 // event calls fn if somebody listens.
 func (p *Pager) event(fn func(*EventListener)) {
 	if p.opt.Events != nil {
-		t := p.hook("EventListener", nil, 0, 0)
-		fn(p.opt.Events)
-		p.hookDone(t)
+		p.hook("EventListener", nil, 0, 0, func() { fn(p.opt.Events) })
 	}
 }
 

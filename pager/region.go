@@ -151,19 +151,15 @@ func (r *Region) fault(op string, page uint64, err error) error {
 	return &FaultError{Op: op, Store: r.name, Offset: int64(page << r.shift), Err: err}
 }
 
-// verify calls the hook, which may panic like any user code.
-func (r *Region) verify(page uint64, data []byte) error {
-	t := r.p.hook("RegionOptions.Verify", r, page, 1)
-	err := r.opt.Verify(int64(page), data)
-	r.p.hookDone(t)
+// verify calls the hook.
+func (r *Region) verify(page uint64, data []byte) (err error) {
+	r.p.hook("RegionOptions.Verify", r, page, 1, func() { err = r.opt.Verify(int64(page), data) })
 	return err
 }
 
 // seal calls the other one.
-func (r *Region) seal(page uint64, data []byte) error {
-	t := r.p.hook("RegionOptions.Seal", r, page, 1)
-	err := r.opt.Seal(int64(page), data)
-	r.p.hookDone(t)
+func (r *Region) seal(page uint64, data []byte) (err error) {
+	r.p.hook("RegionOptions.Seal", r, page, 1, func() { err = r.opt.Seal(int64(page), data) })
 	return err
 }
 

@@ -3,6 +3,8 @@
 package pager
 
 import (
+	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -69,20 +71,41 @@ func (l *trackList) remove(t *tracked) {
 
 var hookPool = sync.Pool{New: func() any { return new(tracked) }}
 
-// hook notes that user code is being called, until done.
-func (p *Pager) hook(name string, r *Region, page, n uint64) (t *tracked) {
-	t = hookPool.Get().(*tracked)
+// hook calls fn, which is the user's code, and notes that it is being called.
+//
+// One and the same hook is called on the pager's goroutines and on those of who
+// reads, writes or commits, in the midst of whatever they hold. A panic that the
+// latter recovered would leave a page, a gate, or a turn to commit held for ever;
+// one on the former ends the process. So it always does.
+func (p *Pager) hook(name string, r *Region, page, n uint64, fn func()) {
+	t := hookPool.Get().(*tracked)
 	*t = tracked{kind: WedgedHook, r: r, name: name}
 	if r != nil {
 		t.off, t.n = int64(page<<r.shift), int64(n<<r.shift)
 	}
 	p.tracks.add(t)
-	return t
-}
-
-func (p *Pager) hookDone(t *tracked) {
+	returned := false
+	defer func() {
+		if !returned {
+			hookPanicked(name, recover())
+		}
+	}()
+	fn()
+	returned = true
 	p.tracks.remove(t)
 	hookPool.Put(t)
+}
+
+// hookPanicked ends the process with a panic that nobody can recover. x is nil if
+// the hook has called runtime.Goexit.
+func hookPanicked(name string, x any) {
+	what := fmt.Sprint("panicked: ", x)
+	if x == nil {
+		what = "called runtime.Goexit"
+	}
+	msg := fmt.Sprintf("pager: %s %s\n\n%s", name, what, debug.Stack())
+	go panic(msg)
+	select {}
 }
 
 // servingNow is the faults that fault servers are at work on, in this process:
@@ -358,28 +381,20 @@ type watchedEvict struct {
 }
 
 func (w *watchedEvict) Install(p evict.Page, why evict.Reason) {
-	t := w.r.p.hook("evict.Policy.Install", w.r, 0, 0)
-	w.Policy.Install(p, why)
-	w.r.p.hookDone(t)
+	w.r.p.hook("evict.Policy.Install", w.r, 0, 0, func() { w.Policy.Install(p, why) })
 }
 
 func (w *watchedEvict) Remove(p evict.Page) {
-	t := w.r.p.hook("evict.Policy.Remove", w.r, 0, 0)
-	w.Policy.Remove(p)
-	w.r.p.hookDone(t)
+	w.r.p.hook("evict.Policy.Remove", w.r, 0, 0, func() { w.Policy.Remove(p) })
 }
 
-func (w *watchedEvict) Evict(n int, take func(evict.Page) evict.Verdict) int {
-	t := w.r.p.hook("evict.Policy.Evict", w.r, 0, 0)
-	n = w.Policy.Evict(n, take)
-	w.r.p.hookDone(t)
-	return n
+func (w *watchedEvict) Evict(n int, take func(evict.Page) evict.Verdict) (gone int) {
+	w.r.p.hook("evict.Policy.Evict", w.r, 0, 0, func() { gone = w.Policy.Evict(n, take) })
+	return gone
 }
 
 func (w *watchedEvict) Cold(p evict.Page) {
-	t := w.r.p.hook("evict.Policy.Cold", w.r, 0, 0)
-	w.Policy.Cold(p)
-	w.r.p.hookDone(t)
+	w.r.p.hook("evict.Policy.Cold", w.r, 0, 0, func() { w.Policy.Cold(p) })
 }
 
 // Drop keeps the policy a Dropper if it is one.
@@ -389,7 +404,5 @@ func (w *watchedEvict) Drop(p evict.Page) {
 		w.Cold(p)
 		return
 	}
-	t := w.r.p.hook("evict.Dropper.Drop", w.r, 0, 0)
-	d.Drop(p)
-	w.r.p.hookDone(t)
+	w.r.p.hook("evict.Dropper.Drop", w.r, 0, 0, func() { d.Drop(p) })
 }
