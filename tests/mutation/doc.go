@@ -5,7 +5,7 @@
 //	go run ./tests/mutation                 all of them
 //	go run ./tests/mutation -quick          those that CI runs
 //	go run ./tests/mutation -run sticky -v  some, with the output of the tests
-//	go run ./tests/mutation -docs           all, and the table in docs/testing.md anew
+//	go run ./tests/mutation -docs           all, and their rows in docs/testing.md anew
 //
 // The defects are a table (table.go): a piece of source text, what it becomes,
 // and the test that must fail. A test that ends at its deadline has found

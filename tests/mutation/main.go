@@ -19,7 +19,7 @@ func main() {
 	var (
 		only  = flag.String("run", "", "only mutations whose name matches this regular expression")
 		quick = flag.Bool("quick", false, "only those that CI runs")
-		docs  = flag.Bool("docs", false, "rewrite the table in docs/testing.md")
+		docs  = flag.Bool("docs", false, "rewrite the rows of what is tried in docs/testing.md")
 		verb  = flag.Bool("v", false, "print the output of every test")
 		base  = flag.Bool("baseline", false, "run the named tests without any defect first")
 		under = flag.String("exec", "", "run the tests under this program (go test -exec)")
@@ -66,7 +66,7 @@ func run(list []mutation, baseline, docs, verbose bool, under string, limit time
 	}
 	began := time.Now()
 	var bad []string
-	var lines []string
+	rows := map[string]string{}
 	for i, m := range list {
 		if limit > 0 && time.Since(began) > limit {
 			fmt.Printf("the time is over: %d of %d mutations have been tried\n", i, len(list))
@@ -83,14 +83,14 @@ func run(list []mutation, baseline, docs, verbose bool, under string, limit time
 		if !r.good {
 			bad = append(bad, m.name+": "+r.how)
 		}
-		lines = append(lines, m.row(r))
+		rows[m.name] = m.row(r)
 	}
 	if len(bad) > 0 {
 		return fmt.Errorf("%d of %d defects were not caught as they must be:\n\t%s", len(bad), len(list), strings.Join(bad, "\n\t"))
 	}
-	fmt.Printf("%d defects, all caught\n", len(lines))
+	fmt.Printf("%d defects, all caught\n", len(rows))
 	if docs {
-		return writeDocs(filepath.Join(root, "docs", "testing.md"), lines)
+		return writeDocs(filepath.Join(root, "docs", "testing.md"), rows)
 	}
 	return nil
 }
@@ -274,21 +274,30 @@ const (
 	tableEnds   = "<!-- to here -->\n"
 )
 
-// writeDocs puts the lines into the document.
-func writeDocs(name string, lines []string) error {
+// writeDocs puts the rows of the table's mutations into the document: the new
+// ones of those that have been tried, and of the others what it has.
+func writeDocs(name string, rows map[string]string) error {
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return err
 	}
 	before, rest, ok := strings.Cut(string(data), tableBegins)
-	_, after, ok2 := strings.Cut(rest, tableEnds)
+	old, after, ok2 := strings.Cut(rest, tableEnds)
 	if !ok || !ok2 {
 		return fmt.Errorf("%s does not say where the table goes", name)
 	}
 	var b strings.Builder
 	b.WriteString("\n| defect | what is wrong | the test that notices | how |\n|---|---|---|---|\n")
-	for _, l := range lines {
-		b.WriteString(l + "\n")
+	for _, m := range table {
+		row, tried := rows[m.name]
+		if !tried {
+			if _, row, tried = strings.Cut(old, "\n| "+m.name+" |"); !tried {
+				continue // it has never been
+			}
+			row, _, _ = strings.Cut(row, "\n")
+			row = "| " + m.name + " |" + row
+		}
+		b.WriteString(row + "\n")
 	}
 	b.WriteString("\n")
 	return os.WriteFile(name, []byte(before+tableBegins+b.String()+tableEnds+after), 0o644)

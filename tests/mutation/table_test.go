@@ -67,3 +67,25 @@ func TestJudge(t *testing.T) {
 		}
 	}
 }
+
+// TestDocsOfSome: rows of what was not tried stay as they are; those of defects
+// that are no more go.
+func TestDocsOfSome(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "testing.md")
+	first, second, last := table[0].name, table[1].name, table[len(table)-1].name
+	text := "before\n" + tableBegins + "\n| defect |\n|---|\n| " + first + " | a |\n| " + second + " | b |\n| nobody | c |\n\n" + tableEnds + "after\n"
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeDocs(name, map[string]string{second: "| " + second + " | new |", last: "| " + last + " | new |"}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, want := string(data), "| "+first+" | a |\n| "+second+" | new |\n| "+last+" | new |\n\n"+tableEnds+"after\n"
+	if !strings.HasPrefix(got, "before\n"+tableBegins) || !strings.HasSuffix(got, "|\n"+want) {
+		t.Errorf("the table is now\n%s", got)
+	}
+}
