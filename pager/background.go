@@ -39,20 +39,21 @@ const (
 
 // flushTick is the housekeeper's look at dirty pages.
 func (p *Pager) flushTick() {
-	if load64(&p.w.dirty) == 0 && !p.flush.sweeping {
+	if load64(&p.w.dirty) == 0 && !p.flush.sweeping && !p.flush.aging {
 		return
 	}
 	now := time.Now()
-	sweeping := false
+	sweeping, aging := false, false
 	for _, r := range p.regionList() {
 		if r.opt.ReadOnly || !r.enter() {
 			continue
 		}
 		r.background(now)
 		sweeping = sweeping || len(r.write.back.sweep) > 0 || len(r.write.back.shown) > 0
+		aging = aging || !r.write.back.since.IsZero()
 		r.leave()
 	}
-	p.flush.sweeping = sweeping
+	p.flush.sweeping, p.flush.aging = sweeping, aging
 }
 
 // background starts what is to be written of r now.

@@ -36,14 +36,15 @@ import (
 
 // commitTogether commits regions (ascending descriptors) of which the caller
 // has the turns, with one cut over all of them. stop ends the wait for the
-// gates. The ops that wait are told. Each region's error is at its place.
+// gates. The ops that wait are told. Each region's error is at its place; if one
+// is, and no cut was taken, nothing has become of the others' either.
 func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 	errs := make([]error, len(rs))
-	failAll := func(err error) []error {
-		for i, r := range rs {
-			errs[i] = err
-			r.atomic.failWaiting(err)
-		}
+	// What waits for the region that keeps the others from being committed fails
+	// with it; what waits for these goes on waiting.
+	fail := func(i int, err error) []error {
+		errs[i] = err
+		rs[i].atomic.failWaiting(err)
 		return errs
 	}
 	gaveUp := func(err error) []error { // which is not the others' affair
@@ -53,9 +54,9 @@ func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 		return errs
 	}
 	for tries := 0; ; tries++ {
-		for _, r := range rs {
+		for i, r := range rs {
 			if err := r.prepare(tries); err != nil {
-				return failAll(err)
+				return fail(i, err)
 			}
 		}
 		if err := closeGates(rs, stop); err != nil {
@@ -95,7 +96,7 @@ func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 			if err == errNoSlots {
 				err = fmt.Errorf("%w: what is not committed does not fit the journal (JournalOptions.Limit)", ErrBudget)
 			}
-			return failAll(err)
+			return fail(len(cuts)-1, err)
 		}
 		var wg sync.WaitGroup
 		for i, c := range cuts[1:] {

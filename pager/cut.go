@@ -191,7 +191,7 @@ func (c *cut) take() error {
 		pause(turn)
 	}
 	if load64(&d.slotsLoose) > 0 {
-		c.takeLoose()
+		return c.takeLoose()
 	}
 	return nil
 }
@@ -213,7 +213,7 @@ func (c *cut) misses(page uint64) bool {
 }
 
 // takeLoose takes the images that are in slots already.
-func (c *cut) takeLoose() {
+func (c *cut) takeLoose() error {
 	d := c.r.d
 	for s := range bare.Load32(&d.slotCount) {
 		p := d.slotWord(s)
@@ -221,6 +221,9 @@ func (c *cut) takeLoose() {
 			w := bare.Load64(p)
 			if w&slotState == slotFilling {
 				// The fault server's, for a store that could not be held.
+				if c.hasty && turn > 10 {
+					return errHasty
+				}
 				pause(turn)
 				continue
 			}
@@ -244,6 +247,7 @@ func (c *cut) takeLoose() {
 			break
 		}
 	}
+	return nil
 }
 
 // undo takes the cut back.

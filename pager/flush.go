@@ -28,7 +28,9 @@ type flusher struct {
 	hand   atomic.Uint32 // the leaf to look at next
 	ios    atomic.Int64  // writes in the background that are under way
 
-	sweeping bool // the housekeeper's: some region has something left to write
+	// The housekeeper's: some region has something left to write, or has had dirty
+	// pages when he looked last.
+	sweeping, aging bool
 
 	left atomic.Int64 // since when pages are left to the rescuer (UnixNano); see claims.go
 }

@@ -91,7 +91,7 @@ func (p *Pager) housekeep() {
 			return
 		}
 		bare.Store32(&p.w.sleeping, asleep)
-		if bare.Load64(&p.w.noticeTail) != bare.Load64(&p.w.noticeHead) || bare.Load32(&p.w.wantRoom) != 0 {
+		if bare.Load64(&p.w.noticeTail) != bare.Load64(&p.w.noticeHead) || bare.Load32(&p.w.wantRoom) != 0 || bare.Load32(&p.w.wantSlots) != 0 {
 			// It came before the flag was seen.
 			bare.Store32(&p.w.sleeping, 0)
 			continue
