@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,9 @@ import (
 
 const (
 	benchPage   = pager.FrameSize
-	benchHits   = 16 << 20 // a region that is resident as a whole
+	benchSmall  = 1 << 20 // regions that are resident as a whole
+	benchHits   = 16 << 20
+	benchLarge  = 256 << 20
 	benchMisses = 256 << 20
 	benchBudget = 16 << 20 // of benchMisses: one access in 16 is a hit
 	benchCrowd  = 32       // goroutines for each P, where goroutines wait
@@ -111,22 +114,71 @@ func benchCPU() int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-// benchResident is a region every page of which is resident, installed in
-// random order: then neither the TLB nor the page tables are better ordered than
+// benchResident is a region every page of which is resident, mapped and touched,
+// in random order: then neither the TLB nor the page tables are better ordered than
 // in a program that has been running for a while.
 func benchResident(b *testing.B, size int64) *pager.Region {
 	b.Helper()
 	_, r := benchRegion(b, size, size+size/8+(1<<20), pager.RegionOptions{ReadOnly: true})
 	var buf [8]byte
 	for _, page := range rand.New(rand.NewPCG(1, 1)).Perm(int(size / benchPage)) {
-		if _, err := r.ReadAt(buf[:], int64(page)*benchPage); err != nil {
+		off := int64(page) * benchPage
+		pin, err := r.Acquire(context.Background(), off, 1) // ReadAt alone would not have it mapped
+		if err != nil {
+			b.Fatal(err)
+		}
+		pin.Release()
+		if _, err := r.ReadAt(buf[:], off); err != nil {
 			b.Fatal(err)
 		}
 	}
+	benchIsResident(b, r, size)
+	if n := benchMapped(r, size); n != size {
+		b.Fatalf("%d of %d bytes are mapped", n, size)
+	}
+	return r
+}
+
+// benchUnmapped is a region every page of which is resident up to size, and none is
+// mapped: nobody but ReadAt has come, and so often before that the pager knows it.
+func benchUnmapped(b *testing.B, size int64) *pager.Region {
+	b.Helper()
+	const before = 1024 * benchPage
+	_, r := benchRegion(b, size+before, size+before+size/8+(1<<20), pager.RegionOptions{ReadOnly: true})
+	var buf [8]byte
+	read := func(off int64) {
+		if _, err := r.ReadAt(buf[:], off); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for off := int64(0); off < before; off += benchPage {
+		read(size + off)
+	}
+	for _, page := range rand.New(rand.NewPCG(1, 1)).Perm(int(size / benchPage)) {
+		read(int64(page) * benchPage)
+	}
+	benchIsResident(b, r, size)
+	if n := benchMapped(r, size); n != 0 {
+		b.Skipf("%d of %d bytes are mapped", n, size)
+	}
+	return r
+}
+
+func benchIsResident(b *testing.B, r *pager.Region, size int64) {
+	b.Helper()
 	if have, _ := r.Residency(0, size); have != size {
 		b.Fatalf("%d of %d bytes are resident", have, size)
 	}
-	return r
+}
+
+// benchMapped is how many of the first size bytes have an entry in the page table.
+func benchMapped(r *pager.Region, size int64) (mapped int64) {
+	vec := make([]byte, size/benchPage)
+	unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(r.Bytes()))), uintptr(size), uintptr(unsafe.Pointer(&vec[0])))
+	for _, v := range vec {
+		mapped += int64(v&1) * benchPage
+	}
+	return mapped
 }
 
 // onProcs runs a benchmark on 1 and 2 Ps. f must not have sub-benchmarks of its
@@ -220,31 +272,41 @@ func BenchmarkAcquireHit(b *testing.B) {
 
 var benchSink atomic.Uint64
 
+// BenchmarkReadAtHit copies from pages at random: of what the processor's second cache
+// holds, and of much more. The three ways are to be compared within one size.
 func BenchmarkReadAtHit(b *testing.B) {
-	for _, n := range []int{64, benchPage} {
-		b.Run(fmt.Sprintf("n=%d/ReadAt", n), func(b *testing.B) {
-			r := benchResident(b, benchHits)
-			buf, at := make([]byte, n), newOffsets(1, benchHits)
-			b.SetBytes(int64(n))
-			b.ReportAllocs()
-			price := benchPrice(b, nil)
-			for b.Loop() {
-				if _, err := r.ReadAt(buf, at.next()); err != nil {
-					b.Fatal(err)
-				}
+	for _, size := range []int64{benchSmall, benchHits, benchLarge} {
+		for _, n := range []int{64, benchPage} {
+			for _, way := range []string{"mapped", "unmapped", "copy"} {
+				b.Run(fmt.Sprintf("MiB=%d/n=%d/%s", size>>20, n, way), func(b *testing.B) {
+					buf, at := make([]byte, n), newOffsets(1, size)
+					if way == "copy" {
+						mem := benchAnonymous(b, int(size))
+						b.SetBytes(int64(n))
+						price := benchPrice(b, nil)
+						for b.Loop() {
+							copy(buf, mem[at.next():])
+						}
+						price()
+						return
+					}
+					resident := benchResident
+					if way == "unmapped" {
+						resident = benchUnmapped
+					}
+					r := resident(b, size)
+					b.SetBytes(int64(n))
+					b.ReportAllocs()
+					price := benchPrice(b, nil)
+					for b.Loop() {
+						if _, err := r.ReadAt(buf, at.next()); err != nil {
+							b.Fatal(err)
+						}
+					}
+					price()
+				})
 			}
-			price()
-		})
-		b.Run(fmt.Sprintf("n=%d/copy", n), func(b *testing.B) {
-			mem := benchAnonymous(b, benchHits)
-			buf, at := make([]byte, n), newOffsets(1, benchHits)
-			b.SetBytes(int64(n))
-			price := benchPrice(b, nil)
-			for b.Loop() {
-				copy(buf, mem[at.next():])
-			}
-			price()
-		})
+		}
 	}
 }
 

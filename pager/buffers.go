@@ -17,12 +17,12 @@ import (
 // buffer is memory for one I/O: off the heap, page aligned, faulted in.
 type buffer struct {
 	mem   []byte
-	next  *buffer
-	spent bool         // its memory is a page now, see move.go
-	lent  atomic.Int32 // holders beside the one who got it; each calls put
-	shelf int          // pages of it that singles.go keeps
 	kept  unmappedEntry
-}
+	lent  atomic.Int32 // holders beside the one who got it; each calls put
+	next  *buffer
+	shelf int32 // pages of it that singles.go keeps
+	spent bool  // its memory is a page now, see move.go
+} // What a hit looks at (see unmapped.go) is in one cache line.
 
 // bufferPool hands out I/O buffers of powers of two. The queue depths of the
 // pagers bound how many are out, and what shelf.go, lentpins.go and unmapped.go keep.

@@ -33,16 +33,21 @@ import (
 // offers them (takeVictim). ReadAt copies from the buffer, and marks the page as touched. And one
 // that is touched again and again is mapped after all: a mapped hit needs no table.
 //
+// A hit takes no lock and writes nothing (copyUnmapped): it finds the buffer by its
+// generation, copies, and looks at the page's word again. The buffer is the page as
+// long as that has not changed.
+//
 // Only in regions that cannot be stored to, in which the buffer is the page as long
 // as the word is of the generation it was read under; and only after unmappedAfter
 // misses in a row were ReadAt's: where others come as well, mapping ahead of them is
 // cheaper than a fault.
 const (
 	unmappedAfter = 512
-	unmappedOften = 64 // of so many further copies from one that was touched, one maps it
+	unmappedOften = 512 // of so many further copies from one that was touched, one maps it: the table costs a hit tens of nanoseconds, and to be mapped a page some to tens of microseconds
 
 	unmappedLocks = 64
 	unmappedMost  = 1 << 20 // chains
+	unmappedSteps = 8       // along a chain that is not locked
 )
 
 // unmapped is the table of a pager's pages whose frames are buffers.
@@ -53,8 +58,11 @@ const (
 // the policy offers it, when the housekeeper, whom P-less code has told that it has
 // taken such a page (goneWithoutUs), looks for what is left, or when the region closes.
 // Ordinary code takes the entry with the page.
+//
+// What changes the table holds the lock of its chain. Who only looks for a buffer by its
+// generation needs none (find).
 type unmapped struct {
-	heads []*buffer // chains by buffer.next; a power of two of them. All locks guard it
+	heads atomic.Pointer[[]link] // of the chains, a power of two of them; all locks guard it
 	locks [unmappedLocks]struct {
 		sync.Mutex
 		_ [56]byte
@@ -64,10 +72,14 @@ type unmapped struct {
 	swept  time.Time // the housekeeper's
 }
 
+// link is one of a chain.
+type link = atomic.Pointer[buffer]
+
 // unmappedEntry is what a buffer has of this; the lock of its chain guards it.
 type unmappedEntry struct {
-	key evict.Page
-	gen uint32
+	next link
+	key  evict.Page
+	gen  atomic.Uint32
 }
 
 // ready makes chains if there are none.
@@ -83,23 +95,37 @@ func (u *unmapped) ready(frames int64) {
 func (u *unmapped) grow(frames int64) {
 	u.lockAll()
 	defer u.unlockAll()
-	n := max(len(u.heads), unmappedLocks)
+	old := u.chains()
+	n := max(len(old), unmappedLocks)
 	for int64(n) < frames && n < unmappedMost {
 		n *= 2
 	}
-	if n == len(u.heads) {
+	if n == len(old) {
 		return
 	}
-	old := u.heads
-	u.heads = make([]*buffer, n)
-	for _, b := range old {
-		for b != nil {
-			next := b.next
-			head := &u.heads[unmappedHash(b.kept.key)&uint64(n-1)]
-			b.next, *head = *head, b
+	heads := make([]link, n)
+	for i := range old {
+		for b := old[i].Load(); b != nil; {
+			next := b.kept.next.Load()
+			push(&heads[unmappedHash(b.kept.key)&uint64(n-1)], b)
 			b = next
 		}
 	}
+	u.heads.Store(&heads)
+}
+
+// chains is nil before there are any.
+func (u *unmapped) chains() []link {
+	if h := u.heads.Load(); h != nil {
+		return *h
+	}
+	return nil
+}
+
+// push puts b first in a chain, which is locked.
+func push(head *link, b *buffer) {
+	b.kept.next.Store(head.Load())
+	head.Store(b)
 }
 
 func (u *unmapped) lockAll() {
@@ -117,11 +143,12 @@ func (u *unmapped) unlockAll() {
 func unmappedHash(key evict.Page) uint64 { return uint64(key) * 0x9E3779B97F4A7C15 >> 32 }
 
 // chain locks the chain of key. (The lock is the same for any number of chains.)
-func (u *unmapped) chain(key evict.Page) (head **buffer, mu *sync.Mutex) {
+func (u *unmapped) chain(key evict.Page) (head *link, mu *sync.Mutex) {
 	h := unmappedHash(key)
 	mu = &u.locks[h%unmappedLocks].Mutex
 	mu.Lock()
-	return &u.heads[h&uint64(len(u.heads)-1)], mu
+	heads := u.chains()
+	return &heads[h&uint64(len(heads)-1)], mu
 }
 
 // put adds the buffer of a page, with a share of it, in place of an older one of the
@@ -133,8 +160,9 @@ func (u *unmapped) put(key evict.Page, gen uint32, buf *buffer) {
 	bufs.kept.Add(FrameSize)
 	head, mu := u.chain(key)
 	old := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key })
-	buf.kept = unmappedEntry{key, gen}
-	buf.next, *head = *head, buf
+	buf.kept.key = key
+	buf.kept.gen.Store(gen)
+	push(head, buf)
 	mu.Unlock()
 	u.gone(old)
 	bufs.put(old)
@@ -142,14 +170,20 @@ func (u *unmapped) put(key evict.Page, gen uint32, buf *buffer) {
 
 // unlinkKept takes the first buffer out of a chain, which is locked, whose entry is
 // asked for.
-func unlinkKept(head **buffer, is func(*unmappedEntry) bool) *buffer {
-	for at := head; *at != nil; at = &(*at).next {
-		if b := *at; is(&b.kept) {
-			*at, b.next = b.next, nil
+func unlinkKept(head *link, is func(*unmappedEntry) bool) *buffer {
+	for at := head; ; {
+		b := at.Load()
+		if b == nil {
+			return nil
+		}
+		if is(&b.kept) {
+			at.Store(b.kept.next.Load())
+			b.kept.next.Store(nil)
+			b.kept.gen.Store(0) // no claim has it
 			return b
 		}
+		at = &b.kept.next
 	}
-	return nil
 }
 
 // take takes the buffer of generation gen out; its share is the caller's.
@@ -158,7 +192,7 @@ func (u *unmapped) take(key evict.Page, gen uint32) *buffer {
 		return nil
 	}
 	head, mu := u.chain(key)
-	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key && e.gen == gen })
+	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key && e.gen.Load() == gen })
 	mu.Unlock()
 	u.gone(b)
 	return b
@@ -169,7 +203,7 @@ func (u *unmapped) take(key evict.Page, gen uint32) *buffer {
 // that was looked at before might be followed by a claim whose entry is good.
 func (e *unmappedEntry) stale() bool {
 	d, page := splitKey(e.key)
-	return !d.loading(page, e.gen)
+	return !d.loading(page, e.gen.Load())
 }
 
 // sweep drops the entry of a page that is not what it was.
@@ -200,15 +234,34 @@ func (u *unmapped) lend(key evict.Page, gen uint32) *buffer {
 		return nil
 	}
 	head, mu := u.chain(key)
-	b := *head
-	for b != nil && (b.kept.key != key || b.kept.gen != gen) {
-		b = b.next
+	b := head.Load()
+	for b != nil && (b.kept.key != key || b.kept.gen.Load() != gen) {
+		b = b.kept.next.Load()
 	}
 	if b != nil {
 		b.lent.Add(1)
 	}
 	mu.Unlock()
 	return b
+}
+
+// find is lend without a lock, and without a share: for somebody who looks at the page's
+// word again when he has copied from the buffer. A generation is of one claim
+// of one page, so that no key is needed. It may miss what is there, where the chain
+// changes under it or is long.
+func (u *unmapped) find(key evict.Page, gen uint32) *buffer {
+	heads := u.chains()
+	if len(heads) == 0 {
+		return nil
+	}
+	b := heads[unmappedHash(key)&uint64(len(heads)-1)].Load()
+	for n := 0; b != nil && n < unmappedSteps; n++ {
+		if b.kept.gen.Load() == gen {
+			return b
+		}
+		b = b.kept.next.Load()
+	}
+	return nil
 }
 
 // purge drops what is left of a region that has no pages any more.
@@ -225,8 +278,8 @@ func (u *unmapped) dropAll(is func(*unmappedEntry) bool) {
 		var out *buffer
 		mu := &u.locks[k].Mutex
 		mu.Lock()
-		for i := k; i < len(u.heads); i += unmappedLocks {
-			for b := unlinkKept(&u.heads[i], is); b != nil; b = unlinkKept(&u.heads[i], is) {
+		for i, heads := k, u.chains(); i < len(heads); i += unmappedLocks {
+			for b := unlinkKept(&heads[i], is); b != nil; b = unlinkKept(&heads[i], is) {
 				b.next, out = out, b
 			}
 		}
@@ -340,18 +393,25 @@ func settleMark(d *desc, page uint64, gen uint32) bool {
 
 // copyUnmapped copies to b from skip on in a page that is not mapped, if its frame is
 // a buffer: w is the word, and what it says is true at a moment during the call.
+//
+// Others may take the buffer meanwhile, read something else into it, or take its memory away.
+// All of that begins with a change of the page's word, from Loading of this generation to
+// whatever else, so if the word is still what it was afterwards the copy is the page.
 func (r *Region) copyUnmapped(b []byte, skip int, pw *word, w word, page uint64) bool {
 	key, gen := pageKey(r.d, page), uint32(w>>32)
-	buf := r.p.unmapped.lend(key, gen)
+	buf := r.p.unmapped.find(key, gen)
 	if buf == nil {
-		return false
+		if buf = r.p.unmapped.lend(key, gen); buf == nil {
+			return false
+		}
+		defer bufs.put(buf)
 	}
-	defer bufs.put(buf)
 	// (b may be memory of a region, of which a page is missing.)
 	left, _ := coro.CopyOut(unsafe.Pointer(unsafe.SliceData(b)), unsafe.Pointer(&buf.mem[skip]), uintptr(len(b)))
-	switch {
-	case left != 0:
+	if left != 0 || (atomic.LoadUint64(pw)^w)&(genMask|stateMask|flagMark) != 0 {
 		return false
+	}
+	switch {
 	case w&flagTouched == 0:
 		bare.Cas64(pw, w, w|flagTouched)
 	case rand.Uint32()%unmappedOften == 0 && r.enter():
@@ -401,18 +461,21 @@ func (r *Region) dropUnmapped(pr pageRange) (frames int64) {
 	if p.unmapped.n.Load() == 0 {
 		return 0
 	}
-	var list []unmappedEntry
+	type kept struct {
+		page uint64
+		gen  uint32
+	}
+	var list []kept
 	r.eachIn(pr, func(page uint64, w word) {
 		if isMarker(w) {
-			list = append(list, unmappedEntry{pageKey(r.d, page), uint32(w >> 32)})
+			list = append(list, kept{page, uint32(w >> 32)})
 		}
 	})
 	for part := range slices.Chunk(list, maxEvictBatch) {
 		p.evictMu.Lock()
 		for _, e := range part {
-			_, page := splitKey(e.key)
-			if left, _ := p.takeUnmapped(r.d, page, e.gen); left {
-				r.domain.policy.Remove(e.key)
+			if left, _ := p.takeUnmapped(r.d, e.page, e.gen); left {
+				r.domain.policy.Remove(pageKey(r.d, e.page))
 				frames += r.fpp
 			}
 		}

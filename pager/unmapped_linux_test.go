@@ -72,7 +72,7 @@ func TestReadAtAloneNeedsNoMapping(t *testing.T) {
 	if have, _ := r.Residency(0, r.Len()); have < frames*FrameSize/2 {
 		t.Errorf("%d bytes are resident", have)
 	}
-	if n := r.mapped(); n > frames/4 { // some of those that were hit several times
+	if n := r.mapped(); n > frames/16 {
 		t.Errorf("%d pages are mapped", n)
 	}
 	st := p.Stats()
@@ -84,11 +84,12 @@ func TestReadAtAloneNeedsNoMapping(t *testing.T) {
 	}
 	// What is read again and again is mapped, without another read.
 	readPageOf(t, r, data, 7)
-	for range 1000 {
+	hits := 0
+	for _, w := r.d.look(7); !present(w); _, w = r.d.look(7) {
+		if hits++; hits > 100*unmappedOften {
+			t.Fatalf("a page that was read %d times: %#x", hits, w)
+		}
 		readPageOf(t, r, data, 7)
-	}
-	if _, w := r.d.look(7); !present(w) {
-		t.Errorf("a page that was read a thousand times: %#x", w)
 	}
 	if n := p.Stats().Reads - st.Reads; n > 1 {
 		t.Errorf("it took %d reads", n)
@@ -286,8 +287,8 @@ func unmappedAmongOthers(t *testing.T, frames int64) {
 	if n := p.unmapped.n.Load(); n != 0 {
 		t.Errorf("%d buffers are left", n)
 	}
-	for i, b := range p.unmapped.heads {
-		if b != nil {
+	for i, heads := 0, p.unmapped.chains(); i < len(heads); i++ {
+		if heads[i].Load() != nil {
 			t.Fatalf("a buffer is left in chain %d", i)
 		}
 	}
@@ -312,8 +313,16 @@ func TestUnmappedPageThatWasTaken(t *testing.T) {
 	if p.unmapped.n.Load() != 1 {
 		t.Fatal("the page is not kept")
 	}
+	pw, w := r.d.look(3)
+	if !r.copyUnmapped(make([]byte, FrameSize), 0, pw, w, 3) {
+		t.Error("a page that is kept is not copied from")
+	}
 	if !stealOne(p.w, true, 0) {
 		t.Fatal("nothing is to be stolen")
+	}
+	// Its buffer may be anything by the time that somebody has copied who looked before.
+	if r.copyUnmapped(make([]byte, FrameSize), 0, pw, w, 3) {
+		t.Error("what was copied is taken for the page, which has left meanwhile")
 	}
 	if have, _ := r.Residency(3*FrameSize, FrameSize); have != 0 {
 		t.Error("a page that was stolen is resident")

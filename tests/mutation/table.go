@@ -701,7 +701,13 @@ var table = []mutation{
 	{
 		name:  "unmapped-frame-of-nobody",
 		what:  "the buffer of a page that was stolen is kept for good",
-		edits: []edit{{"pager/unmapped.go", "	return !d.loading(page, e.gen)\n", "	pw, w := d.look(page)\n	return pw == nil || uint32(w>>32) != e.gen\n"}},
+		edits: []edit{{"pager/unmapped.go", "	return !d.loading(page, e.gen.Load())\n", "	pw, w := d.look(page)\n	return pw == nil || uint32(w>>32) != e.gen.Load()\n"}},
+		pkg:   "pager", test: "TestUnmappedPageThatWasTaken", quick: true,
+	},
+	{
+		name:  "unmapped-left-under-the-copy",
+		what:  "what was copied from the buffer of a page that left meanwhile is taken for the page",
+		edits: []edit{{"pager/unmapped.go", "if left != 0 || (atomic.LoadUint64(pw)^w)&(genMask|stateMask|flagMark) != 0 {", "if atomic.LoadUint64(pw); left != 0 {"}},
 		pkg:   "pager", test: "TestUnmappedPageThatWasTaken", quick: true,
 	},
 	{
