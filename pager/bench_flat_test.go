@@ -23,7 +23,7 @@ import (
 // Those of Bytes are parked in place, all of them at times.
 func BenchmarkFlatGoroutines(b *testing.B) {
 	kept := keptStore{benchStore(benchMisses)}
-	for _, way := range []string{"Acquire", "Bytes"} {
+	for _, way := range []string{"Acquire", "ReadAt", "Bytes"} {
 		for _, crowd := range []int{64, 1_000, 10_000, 100_000} {
 			b.Run(fmt.Sprintf("%s/goroutines=%d", way, crowd), func(b *testing.B) {
 				p, r := benchMap(b, kept, benchBudget, pager.RegionOptions{ReadOnly: true})
@@ -39,11 +39,12 @@ func BenchmarkFlatGoroutines(b *testing.B) {
 					here.Add(1)
 					done.Go(func() {
 						at := newOffsets(uint64(i)+1, benchMisses)
-						sum := touchPage(b, way, r, at.next())
+						var buf [64]byte
+						sum := touchPage(b, way, r, at.next(), buf[:])
 						here.Done()
 						<-begin
 						for left.Add(-1) >= 0 {
-							sum += touchPage(b, way, r, at.next())
+							sum += touchPage(b, way, r, at.next(), buf[:])
 						}
 						benchSink.Add(sum)
 					})
@@ -60,9 +61,15 @@ func BenchmarkFlatGoroutines(b *testing.B) {
 	}
 }
 
-func touchPage(b *testing.B, way string, r *pager.Region, off int64) uint64 {
-	if way == "Bytes" {
+func touchPage(b *testing.B, way string, r *pager.Region, off int64, buf []byte) uint64 {
+	switch way {
+	case "Bytes":
 		return uint64(r.Bytes()[off])
+	case "ReadAt":
+		if _, err := r.ReadAt(buf, off); err != nil {
+			b.Error(err)
+		}
+		return uint64(buf[0])
 	}
 	pin, err := r.Acquire(context.Background(), off, benchPage)
 	if err != nil {
@@ -90,12 +97,12 @@ func BenchmarkFlatRegion(b *testing.B) {
 				return off/part*(size/parts) + off%part
 			}
 			for range 2 * benchBudget / benchPage {
-				touchPage(b, "Acquire", r, where())
+				touchPage(b, "Acquire", r, where(), nil)
 			}
 			b.ReportAllocs()
 			price := benchPrice(b, p)
 			for b.Loop() {
-				touchPage(b, "Acquire", r, where())
+				touchPage(b, "Acquire", r, where(), nil)
 			}
 			price()
 		})
