@@ -140,7 +140,12 @@ func (u *unmapped) unlockAll() {
 	}
 }
 
-func unmappedHash(key evict.Page) uint64 { return uint64(key) * 0x9E3779B97F4A7C15 >> 32 }
+// unmappedHash has all its bits depend on all of key: the low ones name the chain.
+func unmappedHash(key evict.Page) uint64 {
+	h := uint64(key) * 0xFF51AFD7ED558CCD
+	h = (h ^ h>>32) * 0xC4CEB9FE1A85EC53
+	return h >> 32
+}
 
 // chain locks the chain of key. (The lock is the same for any number of chains.)
 func (u *unmapped) chain(key evict.Page) (head *link, mu *sync.Mutex) {

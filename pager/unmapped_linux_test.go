@@ -12,6 +12,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/uffdpager/uffdpager/pager/evict"
 	"github.com/uffdpager/uffdpager/pager/store"
 	"github.com/uffdpager/uffdpager/prefetch"
 )
@@ -383,5 +384,29 @@ func TestBuffersWithoutMemoryAreTakenLast(t *testing.T) {
 			t.Fatalf("%d bytes of memory instead of %d: it had been given back", n, before)
 		}
 		bp.put(b)
+	}
+}
+
+// Every step along a chain is a cache miss, and pages come from a small part of all
+// numbers there are.
+func TestUnmappedChainsAreShort(t *testing.T) {
+	for name, page := range map[string]func(i int) uint64{
+		"random":  func(int) uint64 { return rand.Uint64N(1 << 20) },
+		"in turn": func(i int) uint64 { return uint64(i) },
+		"strided": func(i int) uint64 { return uint64(i) << 9 },
+	} {
+		const n = 1 << 16
+		seen, chain, steps := map[uint64]bool{}, map[uint64]int{}, 0
+		for i := range n {
+			if p := page(i); !seen[p] {
+				seen[p] = true
+				h := unmappedHash(evict.Page(3<<noticePageBits|p)) % n
+				chain[h]++
+				steps += chain[h]
+			}
+		}
+		if mean := float64(steps) / float64(len(seen)); mean > 1.7 { // 1.5 at random
+			t.Errorf("%s: a page is found after %.2f steps", name, mean)
+		}
 	}
 }
