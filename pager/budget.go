@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -275,6 +276,23 @@ func (p *Pager) unreserve(n int64) {
 	p.w.giveFrames(n)
 	if p.waiting.Load() != 0 {
 		p.serveLine()
+	}
+}
+
+// roomAhead is keepRoom for the reaper when nothing has come: it evicts while the
+// device works, and those who miss next find room, and need not evict while the device
+// waits for them.
+func (p *Pager) roomAhead() {
+	n := p.evictBatch.Load()
+	if n == 1 || p.inflight.Load() < gatherDepth || load64(&p.w.free) >= load64(&p.w.lowWater)+n {
+		return
+	}
+	if readied.runnable.Load() != 0 {
+		runtime.Gosched()
+	}
+	if load64(&p.w.free) < load64(&p.w.lowWater)+n && p.keeping.CompareAndSwap(false, true) {
+		p.evictSome(n)
+		p.keeping.Store(false)
 	}
 }
 

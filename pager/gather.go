@@ -64,6 +64,7 @@ var readied struct {
 // be among the others.
 const (
 	crowdMost = 32
+	crowdDry  = 4                     // when the device is about to run dry, see crowded
 	crowdSlow = 50 * time.Millisecond // who yielded for so long did it for others than ours
 	crowdRest = 32                    // … and goes on with so many chunks
 )
@@ -90,7 +91,16 @@ func (p *Pager) letRun() {
 	}
 }
 
-func crowded() bool { return readied.runnable.Load() >= crowdMost }
+// crowded says that some of those who have been told of their pages should run before
+// more are told. They miss again, most of them; so when nothing waits for a place
+// in the queue depth, and the device has little left to do, the first few are
+// worth more than the others. (Virtual devices answer all they have together. Then
+// everything that is done between their interrupt and the next read, which was the
+// installation of 32 pages, is time in which they do nothing.)
+func (p *Pager) crowded() bool {
+	n := readied.runnable.Load()
+	return n >= crowdMost || n >= crowdDry && p.queue.n.Load() == 0 && aio.Outstanding(p.engine) < gatherDepth
+}
 
 // Submit starts ops, or adds them to what the leader is going to submit.
 func (g *gatherer) Submit(ops []*aio.Op) {
@@ -110,7 +120,7 @@ func (g *gatherer) Submit(ops []*aio.Op) {
 // enough is how many reads are not worth keeping back any longer: a device that
 // has run dry gets its first few soon.
 func (g *gatherer) enough() int {
-	return min(max(g.Engine.InFlight()/2, gatherMin), gatherMax)
+	return min(max(aio.Outstanding(g.Engine)/2, gatherMin), gatherMax)
 }
 
 // lead makes the caller the one who submits, if that is worth while: then he

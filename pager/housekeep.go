@@ -37,7 +37,7 @@ func (p *Pager) reap() {
 		for p.engine.Reap(8) > 0 {
 			if rest > 0 {
 				rest--
-			} else if crowded() {
+			} else if p.crowded() {
 				began := time.Now()
 				runtime.Gosched()
 				if time.Since(began) > crowdSlow {
@@ -45,6 +45,7 @@ func (p *Pager) reap() {
 				}
 			}
 		}
+		p.roomAhead()
 		if err := p.engine.Wait(context.Background()); err != nil {
 			return
 		}

@@ -133,7 +133,7 @@ func (p *Pager) submit(b *batch) {
 	}
 	// Whatever has finished meanwhile is taken along: it saves its reaper a
 	// wake-up, and costs no system call when there is nothing.
-	if !crowded() {
+	if !p.crowded() {
 		p.reapSome(8)
 	}
 }

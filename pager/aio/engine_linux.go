@@ -22,8 +22,8 @@ type backend interface {
 	submit(b batch) (int, syscall.Errno)
 	// take removes at most len(cs) completions. Serialised by engine.mu.
 	take(cs []completion) int
-	// pending reports whether take would find one. Serialised by engine.mu.
-	pending() bool
+	// pending is how many take would find. Serialised by engine.mu.
+	pending() int
 	// cancel asks for everything under way to end early.
 	cancel()
 	// close frees the ring; nothing is under way.
@@ -104,6 +104,30 @@ func newEngine(kind Kind, depth int, w waker) *engine {
 
 func (e *engine) Kind() Kind    { return e.kind }
 func (e *engine) InFlight() int { return int(e.inflight.Load()) }
+
+// Outstanding is the number of ops that keep e's device busy: those InFlight but for
+// what is in the backlog, or has finished and was not reaped. (Of an Engine that is
+// not of this package, all of them.)
+func Outstanding(e Engine) int {
+	if e, ok := e.(*engine); ok {
+		return e.outstanding()
+	}
+	return e.InFlight()
+}
+
+func (e *engine) outstanding() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := e.depth - len(e.free)
+	if n == 0 {
+		return 0
+	}
+	n -= e.back.pending()
+	if e.helper != nil {
+		n -= e.helper.pending()
+	}
+	return n
+}
 
 func (e *engine) Submit(ops []*Op) {
 	e.inflight.Add(int64(len(ops)))

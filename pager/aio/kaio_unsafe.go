@@ -150,12 +150,16 @@ func (k *kaio) submit(b batch) (int, syscall.Errno) {
 
 // pending compares what the kernel has written with what was read. The kernel
 // orders an event before the tail that covers it.
-func (k *kaio) pending() bool {
+func (k *kaio) pending() int {
 	if k.ring == nil {
 		k.fetch()
-		return k.nstash > 0
+		return k.nstash
 	}
-	return k.ring.head != atomic.LoadUint32(&k.ring.tail)
+	head, tail := k.ring.head, atomic.LoadUint32(&k.ring.tail)
+	if tail < head {
+		tail += k.ring.nr // both are indices
+	}
+	return int(tail - head)
 }
 
 func (k *kaio) take(cs []completion) int {

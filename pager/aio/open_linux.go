@@ -140,7 +140,7 @@ func (u *uring) try() error {
 		if n, errno := u.submit(batch{n: 1}); n != 1 {
 			return errno
 		}
-		for !u.pending() {
+		for u.pending() == 0 {
 			if _, errno := u.enter(0, 1); errno != 0 && errno != unix.EINTR {
 				return errno
 			}

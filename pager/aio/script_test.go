@@ -87,10 +87,10 @@ func (s *script) take(cs []completion) int {
 	return n
 }
 
-func (s *script) pending() bool {
+func (s *script) pending() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.done) > 0
+	return len(s.done)
 }
 
 func (s *script) cancel() {

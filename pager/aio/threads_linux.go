@@ -115,10 +115,10 @@ func (t *threads) take(cs []completion) int {
 	return n
 }
 
-func (t *threads) pending() bool {
+func (t *threads) pending() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.done.n > 0
+	return t.done.n
 }
 
 func (t *threads) cancel() {}

@@ -203,8 +203,8 @@ func (u *uring) enter(submit, wait uint32) (int, syscall.Errno) {
 	return int(n), 0
 }
 
-func (u *uring) pending() bool {
-	return *u.cqHead != atomic.LoadUint32(u.cqTail)
+func (u *uring) pending() int {
+	return int(atomic.LoadUint32(u.cqTail) - *u.cqHead)
 }
 
 func (u *uring) take(cs []completion) int {

@@ -69,7 +69,7 @@ func (e *engine) ready() bool {
 	if len(e.free) == e.depth {
 		return false
 	}
-	return e.back.pending() || e.helper != nil && e.helper.pending()
+	return e.back.pending() > 0 || e.helper != nil && e.helper.pending() > 0
 }
 
 // mayReturn ends the wait of Wait or, when waitCtx is nil, of Close.
