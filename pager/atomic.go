@@ -193,6 +193,7 @@ func (r *Region) openSide(j *journal.Journal, remove string) error {
 		a.interval = defaultInterval
 	}
 	r.atomic = a
+	j.AroundFlushes(a.keeperFlush)
 	a.wg.Add(2)
 	go a.committer()
 	go a.keeper()

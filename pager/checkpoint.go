@@ -144,20 +144,24 @@ func (a *atomicState) grow(ctx context.Context) error {
 func (a *atomicState) growLocked(ctx context.Context) error {
 	n, err := a.j.Grow(ctx)
 	if err != nil {
-		return a.keeperFailed(err)
+		return err
 	}
 	a.r.d.moreSlots(n)
 	a.roomMade()
 	return nil
 }
 
-// keeperFailed notes a flush of the journal that failed outside of a commit, and
-// returns err: images of pages that have left, which the next commit takes as they
-// are, were written before it, and so may be those of a commit that is under way.
-func (a *atomicState) keeperFailed(err error) error {
-	if errors.Is(err, journal.ErrFlush) {
+// keeperFlush is a flush of the journal outside of a commit. One that fails is
+// kept: images of pages that have left, which the next commit takes as they are,
+// were written before it, and so may be those of a commit that is under way.
+func (a *atomicState) keeperFlush(flush func() error) error {
+	l := &a.r.write.flushes
+	f := l.begin()
+	err := flush()
+	if err != nil {
 		_ = a.flushFailed(err)
 	}
+	l.end(f, nil)
 	return err
 }
 
@@ -220,7 +224,7 @@ func (a *atomicState) checkpointLocked(ctx context.Context) error {
 		a.mu.Unlock()
 	}
 	if err := a.j.Checkpoint(ctx, log[len(log)-1].Seq); err != nil {
-		return r.fault("checkpoint", 0, a.keeperFailed(err))
+		return r.fault("checkpoint", 0, err)
 	}
 	r.p.stats.flushes.Add(1)
 	r.p.stats.checkpoints.Add(1)

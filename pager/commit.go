@@ -162,10 +162,17 @@ func (c *cut) flush(e aio.Engine) {
 	c.track = tracked{kind: WedgedFlush, r: r, n: r.Len(), name: "journal"}
 	r.p.tracks.add(&c.track)
 	c.writes.Add(1)
-	c.flushed = &aio.Op{Code: aio.Flush}
-	ops := []*aio.Op{c.flushed}
-	r.repeating(ops, c.writes.Done)
-	r.write.side.Start(e, ops)
+	c.flushed, c.beside = &aio.Op{Code: aio.Flush, Done: c.flushDone}, r.write.flushes.begin()
+	r.write.side.Start(e, []*aio.Op{c.flushed})
+}
+
+func (c *cut) flushDone(op *aio.Op) {
+	r := c.r
+	r.p.tracks.remove(&c.track)
+	if op.Err != nil {
+		c.failed = r.atomic.flushFailed(op.Err)
+	}
+	r.write.flushes.end(c.beside, c.writes.Done)
 }
 
 // conclude tells what has become of the cut, when its flush has ended.
@@ -175,13 +182,8 @@ func (c *cut) conclude() error {
 		return a.flushError() // nothing has changed
 	}
 	rec, err := c.rec, c.failed
-	if c.flushed != nil {
-		r.p.tracks.remove(&c.track)
-		if err = failed([]*aio.Op{c.flushed}); err != nil {
-			err = a.flushFailed(err)
-		} else {
-			err = a.flushError() // one beside it may have taken the blame for what is ours
-		}
+	if err == nil {
+		err = a.flushError() // one beside it may have taken the blame for what is ours
 	}
 	if err != nil {
 		if rec != nil {
@@ -300,7 +302,7 @@ func (r *Region) repeating(ops []*aio.Op, done func()) {
 	for _, op := range ops {
 		var tries uint32
 		op.Done = func(op *aio.Op) {
-			if op.Code == aio.Flush || !r.retry(op, &tries, func() {
+			if !r.retry(op, &tries, func() {
 				*op = aio.Op{Code: op.Code, Off: op.Off, Buf: op.Buf, Done: op.Done}
 				r.write.side.Start(r.p.engine, []*aio.Op{op})
 			}) {

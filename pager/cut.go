@@ -38,7 +38,8 @@ type cut struct {
 	nothing bool // there is nothing to be committed
 	rec     *journal.Record
 	flushed *aio.Op
-	failed  error // nothing, or what keeps the cut from being durable
+	beside  *oneFlush // is this flush
+	failed  error     // what keeps the cut from being durable
 
 	mu      sync.Mutex
 	entries []journal.Entry

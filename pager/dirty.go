@@ -34,6 +34,7 @@ type writeState struct {
 	waiters  map[uint64][]*SyncOp // who waits for the write of a page that is in flight
 	errs     []error              // failed writes nobody has been told of
 	flushErr error                // sticky: a flush failed
+	flushes  flushes              // of the store that a Sync or Commit flushes; its mu is a leaf
 	back     background           // the housekeeper's
 	ask      asking               // BeforeWrite
 	retryAt  time.Time            // after a failed write: not before

@@ -33,6 +33,7 @@ const (
 type earlyFlush struct {
 	busy  atomic.Bool // there is one. The rest is its owner's, or of who sets it
 	op    aio.Op
+	flush *oneFlush
 	track tracked
 	mark  int64 // SyncOp.left when the last one was started
 	began time.Time
@@ -60,6 +61,7 @@ func (s *SyncOp) flushEarly(e aio.Engine) {
 	f.track = tracked{kind: WedgedFlush, r: s.r, n: s.r.Len()}
 	p.tracks.add(&f.track)
 	f.op = aio.Op{Code: aio.Flush, Done: earlyFlushDone, Arg: s}
+	f.flush = s.r.write.flushes.begin()
 	ops := [1]*aio.Op{&f.op}
 	s.r.store.Start(e, ops[:])
 }
@@ -85,6 +87,7 @@ func earlyFlushDone(op *aio.Op) {
 	s.flushed(op.Err)
 	now := time.Now()
 	f.rest = now.Add(now.Sub(f.began) / 2)
+	s.r.write.flushes.end(f.flush, nil)
 	f.busy.Store(false)
 	s.pageDone()
 }

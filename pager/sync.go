@@ -44,6 +44,7 @@ type SyncOp struct {
 	gone   atomic.Bool         // a commit that nobody waits for any more
 	again  map[uint64]struct{} // pages whose present write is too old; guarded by write.mu
 	flushO aio.Op
+	flush  *oneFlush
 	track  tracked
 	early  earlyFlush
 }
@@ -464,6 +465,7 @@ func (s *SyncOp) partDone(e aio.Engine) {
 	ops := [1]*aio.Op{&s.flushO}
 	s.track = tracked{kind: WedgedFlush, r: s.r, n: s.r.Len()}
 	s.r.p.tracks.add(&s.track)
+	s.flush = s.r.write.flushes.begin()
 	s.r.store.Start(e, ops[:])
 }
 
@@ -471,7 +473,7 @@ func flushDone(op *aio.Op) {
 	s := op.Arg.(*SyncOp)
 	s.r.p.tracks.remove(&s.track)
 	s.flushed(op.Err)
-	s.finish()
+	s.r.write.flushes.end(s.flush, s.finish)
 }
 
 // flushed tells the op how a flush has ended. One that has failed is kept.

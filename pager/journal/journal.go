@@ -21,6 +21,7 @@ type Journal struct {
 	opt      Options
 	page     int64
 	readOnly bool
+	around   func(flush func() error) error // see AroundFlushes; nil: nothing is
 
 	layout layout // planned by opt; head has the one in use
 	base   int64  // offset of slot 0
@@ -206,11 +207,22 @@ var ErrFlush = errors.New("journal: flush failed")
 
 // flush makes durable what was written to the journal.
 func (j *Journal) flush() error {
+	if j.around != nil {
+		return j.around(j.flushIt)
+	}
+	return j.flushIt()
+}
+
+func (j *Journal) flushIt() error {
 	if err := j.medium.flush(); err != nil {
 		return fmt.Errorf("%w: %w", ErrFlush, err)
 	}
 	return nil
 }
+
+// AroundFlushes has fn do every flush of the journal from now on, by calling what
+// it is given, for who flushes the same store himself. Nothing may be under way.
+func (j *Journal) AroundFlushes(fn func(flush func() error) error) { j.around = fn }
 
 // put makes h durable, as the next generation.
 func (j *Journal) put(ctx context.Context, h *header) error {

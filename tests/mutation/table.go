@@ -333,6 +333,12 @@ var table = []mutation{
 		pkg:   "tests/hostile", test: "TestFailedFlushIsSticky", quick: true,
 	},
 	{
+		name:  "flush-beside-not-waited-for",
+		what:  "a flush that ends well right behind one that has failed, of which the kernel tells once, counts at once",
+		edits: []edit{{"pager/flushes.go", "f.then, f.others = then, len(l.now)\n\t\tfor _, o := range l.now {", "f.then, f.others = then, 0\n\t\tfor _, o := range l.now[:0] {"}},
+		pkg:   "pager", test: "TestAFlushBesideOneThatFails",
+	},
+	{
 		name:  "early-flush-is-enough",
 		what:  "a Sync that has flushed while it wrote does not flush at its end",
 		edits: []edit{{"pager/sync.go", "\tif failed != nil || s.nothing() {\n", "\tif failed != nil || s.nothing() || !s.early.began.IsZero() {\n"}},
@@ -513,13 +519,13 @@ var table = []mutation{
 	{
 		name:  "commit-without-flush",
 		what:  "Commit is acknowledged before the journal is flushed",
-		edits: []edit{{"pager/commit.go", "\tr.repeating(ops, c.writes.Done)\n\tr.write.side.Start(e, ops)\n}\n\n// conclude", "\tc.writes.Done()\n\t_ = ops\n}\n\n// conclude"}},
+		edits: []edit{{"pager/commit.go", "\tr.write.side.Start(e, []*aio.Op{c.flushed})\n", "\tc.flushed.Done(c.flushed)\n"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss", quick: true,
 	},
 	{
 		name:  "commit-flushes-first",
 		what:  "the journal is flushed before the record of the commit is written",
-		edits: []edit{{"pager/commit.go", "\tc.push(e, c.rec.Ops...)\n", "\tc.push(e)\n\t_ = r.transfer(&aio.Op{Code: aio.Flush})\n\tc.push(e, c.rec.Ops...)\n"}, {"pager/commit.go", "\tr.repeating(ops, c.writes.Done)\n\tr.write.side.Start(e, ops)\n}\n\n// conclude", "\tc.writes.Done()\n\t_ = ops\n}\n\n// conclude"}},
+		edits: []edit{{"pager/commit.go", "\tc.push(e, c.rec.Ops...)\n", "\tc.push(e)\n\t_ = r.transfer(&aio.Op{Code: aio.Flush})\n\tc.push(e, c.rec.Ops...)\n"}, {"pager/commit.go", "\tr.write.side.Start(e, []*aio.Op{c.flushed})\n", "\tc.flushed.Done(c.flushed)\n"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
