@@ -211,12 +211,22 @@ func benchCommit(b *testing.B, pages, every int64) {
 }
 
 // floor is the least that a commit can be made of in this format: the images in
-// one write, the record in another, at the same time, and a flush after both.
+// one write, the record in another, at the same time, and a flush after both. As in
+// a journal each goes where the one before it ended.
 type floor struct {
-	s   store.Store
-	e   aio.Engine
-	ops []*aio.Op
+	s             store.Store
+	e             aio.Engine
+	ops           []*aio.Op
+	images        int64 // bytes of them
+	next, records int64 // where the next images and the next record go
 }
+
+// The records of a floor are in the first MiB of its file; behind them is room for
+// images, of so many bytes at least.
+const (
+	floorRecords = 1 << 20
+	floorImages  = 64 << 20
+)
 
 func newFloor(b *testing.B, dir string, images []byte) *floor {
 	below, err := aio.Open(aio.Options{Kind: aio.LinuxAIO})
@@ -225,15 +235,15 @@ func newFloor(b *testing.B, dir string, images []byte) *floor {
 	}
 	record := (96 + 16*len(images)/frame + frame - 1) &^ (frame - 1)
 	path := filepath.Join(dir, "floor")
-	if err := os.WriteFile(path, make([]byte, 2*len(images)+1<<20), 0o600); err != nil {
+	if err := os.WriteFile(path, make([]byte, floorRecords+floorImages+len(images)), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	e, s := aio.InPlace(below), fixture.OpenFile(b, path, store.FileOptions{})
 	b.Cleanup(func() { e.Close(); below.Close(); s.Close() })
-	f := &floor{s: s, e: e}
+	f := &floor{s: s, e: e, images: int64(len(images))}
 	const most = 1 << 20 // of a transfer, as in a commit
 	for off := 0; off < len(images); off += most {
-		f.ops = append(f.ops, &aio.Op{Code: aio.Write, Off: int64(off + most), Buf: images[off:min(off+most, len(images))]})
+		f.ops = append(f.ops, &aio.Op{Code: aio.Write, Buf: images[off:min(off+most, len(images))]})
 	}
 	f.ops = append(f.ops, &aio.Op{Code: aio.Write, Buf: images[:min(record, len(images))]})
 	f.write(b)
@@ -241,6 +251,15 @@ func newFloor(b *testing.B, dir string, images []byte) *floor {
 }
 
 func (f *floor) write(b *testing.B) time.Duration {
+	last := len(f.ops) - 1
+	off := floorRecords + f.next
+	for _, op := range f.ops[:last] {
+		op.Off = off
+		off += int64(len(op.Buf))
+	}
+	f.ops[last].Off = f.records
+	f.next = (f.next + f.images) % floorImages
+	f.records = (f.records + int64(len(f.ops[last].Buf))) % floorRecords
 	at := time.Now()
 	runOps(b, f.s, f.e, f.ops)
 	runOps(b, f.s, f.e, []*aio.Op{{Code: aio.Flush}})
