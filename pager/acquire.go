@@ -530,7 +530,13 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 		case s == stFailed:
 			p.settleFailed(r, page)
 
-		case s == stEvicting:
+		case s == stPosted:
+			if errno := r.mapPosted(pw, w, page); errno != 0 {
+				op.fail(r.fault("map", page, errnoError(errno)))
+				return 0, 0
+			}
+
+		case s == stEvicting || s == stMapping:
 			relaxGo(turn)
 
 		default: // Missing
@@ -545,6 +551,9 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 			op.left.Add(1)
 			p.enlist(op.waiterFor(page))
 			p.stats.misses.Add(1)
+			if (!op.borrows || op.pin) && r.copies.Load() != 0 {
+				r.copies.Store(0)
+			}
 			if d.past(page) {
 				p.failPage(r, page, gen, stLoading, r.fault("access", page, errRange))
 			} else {

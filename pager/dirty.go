@@ -15,7 +15,6 @@ import (
 
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
-	"github.com/uffdpager/uffdpager/pager/evict"
 	"github.com/uffdpager/uffdpager/pager/journal"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
@@ -436,99 +435,6 @@ func (r *Region) writePinned(b []byte, off int64) error {
 	}
 	copy(pin.Bytes(), b)
 	pin.Release()
-	return nil
-}
-
-// writeWhole writes all of a page (of the part within the region, for the last
-// one). An absent page is born dirty, from a private buffer, without a read.
-func (r *Region) writeWhole(b []byte, page uint64, alone bool) error {
-	p, d := r.p, r.d
-	for tries := 0; ; tries++ {
-		pw, w := d.look(page)
-		if pw != nil && w&stateMask != stMissing {
-			err := r.writePart(b, int64(page<<r.shift), page)
-			if err != nil && tries < 3 && r.notRead(page, err) {
-				continue // who needs nothing of what was there is not concerned
-			}
-			return err
-		}
-		// A frame and a credit for a dirty page, together.
-		if err := p.waitFrames(r, r.fpp, true); err != nil {
-			return err
-		}
-		buf := bufs.get(1 << r.shift)
-		if err := r.fillBuffer(buf, b); err != nil {
-			bufs.put(buf)
-			p.giveCredits(r.fpp)
-			p.unreserve(r.fpp)
-			return err
-		}
-		pw, gen, got := d.claim(page, 0)
-		if got != claimed {
-			bufs.put(buf)
-			p.giveCredits(r.fpp)
-			p.unreserve(r.fpp)
-			if got == claimTaken {
-				continue
-			}
-			return errTable
-		}
-		if d.past(page) {
-			bufs.put(buf)
-			p.giveCredits(r.fpp)
-			err := r.fault("write", page, errRange)
-			p.failPage(r, page, gen, stLoading, err)
-			return err
-		}
-		old, errno, through := bornWhole(d, pw, gen, page, unsafe.Pointer(&buf.mem[0]), alone && p.writesThrough(r, page))
-		if !through {
-			bufs.put(buf)
-		}
-		if errno != 0 {
-			p.giveCredits(r.fpp)
-			if errno == errnoTakenOver {
-				p.settle(r, page)
-				continue
-			}
-			err := r.fault("map", page, errnoError(errno))
-			p.failPage(r, page, gen, stLoading, err)
-			return err
-		}
-		if old&pinMask != 0 {
-			p.giveCredits(r.fpp) // whoever joined and pins it brought one
-		}
-		p.evictMu.Lock()
-		r.domain.policy.Install(pageKey(d, page), evict.Demand)
-		p.evictMu.Unlock()
-		if old&flagWaited != 0 {
-			p.settle(r, page)
-		}
-		if through {
-			p.writeThrough(r, page, buf)
-		}
-		p.keepRoom()
-		return nil
-	}
-}
-
-// notRead: err is that of a read of the page, which is not there.
-func (r *Region) notRead(page uint64, err error) bool {
-	var f *FaultError
-	if !errors.As(err, &f) || f.Op != "read" && f.Op != "verify" || f.Store != r.name || uint64(f.Offset)>>r.shift != page {
-		return false
-	}
-	pw, w := r.d.look(page)
-	return pw == nil || !present(w)
-}
-
-// fillBuffer copies b, which may be memory of a region, and zeros the rest.
-func (r *Region) fillBuffer(buf *buffer, b []byte) error {
-	if !sp.trap {
-		copy(buf.mem, b)
-	} else if err := copyAcross(buf.mem, b, touchRead); err != nil {
-		return err
-	}
-	clear(buf.mem[len(b) : 1<<r.shift])
 	return nil
 }
 

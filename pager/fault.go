@@ -436,6 +436,11 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 				d.words.markerGone()
 			}
 			return fillVia(d, pw, page, uint32(n>>32), noticeLoaded)
+		case s == stPosted:
+			if errno = mapPostedVia(d, pw, w, page); errno != 0 {
+				return errno
+			}
+			continue
 		}
 		if !d.words.takeFramesDownTo(d.framesPerPage(), 0) {
 			if !impatient(turn) {

@@ -128,7 +128,7 @@ func (g *gatherer) enough() int {
 func (p *Pager) lead() bool {
 	g := &p.gather
 	ready := readied.n.Load()
-	if ready < 2 || ready < gatherReady && p.inflight.Load() < gatherDepth || g.led.Load() {
+	if ready < 2 || ready < gatherReady && p.inflight.Load()+p.writingIOs.Load() < gatherDepth || g.led.Load() {
 		return false
 	}
 	if g.rest.Load() > 0 && g.rest.Add(-1) >= 0 {

@@ -32,6 +32,15 @@ var checkEvery = func() uint64 {
 	return 61
 }()
 
+// unmappedAfter is unmappedSoon, or UFFDPAGER_UNMAPPED_AFTER: histories in which
+// everybody comes to a region hardly ever get to pages that are not mapped.
+var unmappedAfter = func() int32 {
+	if n, err := strconv.ParseUint(os.Getenv("UFFDPAGER_UNMAPPED_AFTER"), 10, 16); err == nil {
+		return int32(n)
+	}
+	return unmappedSoon
+}()
+
 var transitions atomic.Uint64
 
 // transition counts one transition and looks at all words now and then.
@@ -74,8 +83,8 @@ func wordWrong(w word) string {
 		return "Missing, with pins or flags"
 	case s != stMissing && w&genMask == 0:
 		return "claimed, and never counted as claimed"
-	case s == stEvicting && pins != 0:
-		return "Evicting, and pinned"
+	case (s == stEvicting || s == stPosted || s == stMapping) && pins != 0:
+		return "Evicting or Posted, and pinned"
 	case w&flagHeld != 0 && s != stUnlocking && s != stLoading && s != stInstalling:
 		return "flagHeld outside Unlocking, or flagMark outside Loading"
 	case w&flagRedirtied != 0 && s != stWriting && s != stLoading && s != stInstalling && s != stFailed:
@@ -216,7 +225,7 @@ func (r *Region) census() (c census, pages int, err error) {
 		for page := g << leafShift; page < min((g+1)<<leafShift, d.pages); page++ {
 			w := atomic.LoadUint64(leafWord(uint32(e)&dirLeafMask, page))
 			s := w & stateMask
-			if s == stLoading && !isMarker(w) || s == stFailed || s == stWriting || bounded(w) {
+			if s == stLoading && !isMarker(w) || s == stFailed || s == stWriting || s == stPosted || bounded(w) {
 				return c, 0, fmt.Errorf("pager: invariant: page %d is in state %d, and nothing is going on", page, s)
 			}
 			if err := kernel.check(d, page, w); err != nil {

@@ -6,6 +6,8 @@ package pager
 // a constant, so that what hangs on it is not in an ordinary binary at all.
 const invariants = false
 
+const unmappedAfter = unmappedSoon
+
 // pinCheck is what a Pin carries to be found out when it is used after Release.
 type pinCheck struct{}
 

@@ -215,7 +215,10 @@ type JournalOptions struct {
 // value writes when a quarter of the budget is dirty, or after five seconds.
 // Such writes come after reads, those of prefetching among them. Beside them, a
 // dirty page is written when it has to leave or when nothing more may become
-// dirty (not with NoSteal), and by Sync and Close.
+// dirty (not with NoSteal), and by Sync and Close. A page that WriteAt writes whole
+// while it is absent may be written at once: where much is dirty, or nothing but ReadAt
+// and WriteAt of whole pages has come to the region for some hundred misses (not with
+// Rate, Policy, NoSteal or BeforeWrite).
 type Writeback struct {
 	// DirtyShare is the share of the budget (0 … 1) above which dirty pages
 	// are written. 0: 0.25.

@@ -78,6 +78,7 @@ type Pager struct {
 	wakeFile *os.File
 	wg       sync.WaitGroup
 	throughs atomic.Uint32 // pages that were written through
+	posting  posting
 	flush    flusher
 
 	writingFrames atomic.Int64 // in flight to the store
@@ -166,6 +167,7 @@ func New(o Options) (*Pager, error) {
 	p.shared = &domain{policy: evict.NewS3FIFO()}
 	p.domains = []*domain{p.shared}
 	p.ev.take = p.takeVictim
+	p.posting.init(o.QueueDepth)
 	p.largestPage.Store(1)
 	p.resize(o.Budget >> frameShift)
 	p.log.Info("pager", zap.Int64("budget", o.Budget), zap.Stringer("engine", engine.Kind()), zap.NamedError("no raw access", sp.rawErr))

@@ -30,7 +30,8 @@ type Region struct {
 	base   unsafe.Pointer
 	dir    unsafe.Pointer // d.dir, without the indirection
 	scarce *uint32        // the pager's
-	lends  bool           // read buffers to pins, see lentpins.go
+	lends  bool           // read buffers to pins (lentpins.go) …
+	posts  bool           // … and pages that are written whole to the store (posted.go)
 	shift  uint32
 	fpp    int64 // frames per page
 	name   string
@@ -62,7 +63,7 @@ type Region struct {
 	restarts atomic.Int64
 	keeps    atomic.Bool // there has been a page whose frame is a buffer, see unmapped.go
 	ahead    regionAhead
-	copies   atomic.Int32 // misses in a row that were only ReadAt's, up to unmappedAfter
+	copies   atomic.Int32 // misses in a row that were only ReadAt's and WriteAt's, up to unmappedAfter
 	views    viewCounter
 	write    writeState
 	atomic   *atomicState     // nil: not Atomic, or read-only
@@ -236,7 +237,7 @@ func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Jou
 	if p.budget.Load() < 4*fpp {
 		return nil, fmt.Errorf("%w: pages of %d bytes need a budget of %d", ErrBudget, ps, 4*ps)
 	}
-	r := &Region{p: p, shift: shift, fpp: fpp, name: s.String(), store: s, opt: o, begun: time.Now(), done: make(chan struct{})}
+	r := &Region{p: p, shift: shift, fpp: fpp, name: s.String(), store: s, opt: o, mapSize: size, begun: time.Now(), done: make(chan struct{})}
 	if o.MaxResident > 0 {
 		if r.maxFrames = o.MaxResident >> frameShift; r.maxFrames < 4*fpp {
 			return nil, fmt.Errorf("%w: MaxResident %d is less than four pages of %d", ErrBudget, o.MaxResident, ps)
@@ -251,7 +252,6 @@ func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Jou
 	}
 	d := r.d
 	r.base, r.dir, r.scarce = bare.Ptr(d.base), d.dir, &p.w.scarce
-	r.mapSize = size
 	d.pages = (uint64(reach) + 1<<shift - 1) >> shift
 	d.length, d.stored = uint64(size), uint64(s.Size())
 	if err := r.openWrite(reach, j, remove); err != nil {
@@ -261,7 +261,7 @@ func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Jou
 	d.words = p.w
 	d.setRetry(o.Retry)
 	d.minResident = o.MinResident >> frameShift
-	r.rawErr = r.setFlags(o)
+	r.rawErr, r.posts = r.setFlags(o), r.mayPost()
 	pol := o.Prefetch
 	if pol == nil {
 		pol = prefetch.Readahead(prefetch.ReadaheadOptions{})
@@ -582,7 +582,7 @@ func (r *Region) Residency(off, n int64) (resident, dirty int64) {
 			continue
 		}
 		_, w := r.d.look(page)
-		if !present(w) && !r.unmapped(page, w) {
+		if !present(w) && !unclean(w) && !r.unmapped(page, w) {
 			continue
 		}
 		lo, hi := max(off, int64(page<<r.shift)), min(off+n, int64((page+1)<<r.shift))

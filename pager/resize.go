@@ -109,7 +109,7 @@ func (r *Region) quietPage(ctx context.Context, page uint64) error {
 	bare.Store64(&r.d.holdEnd, page+1)
 	for turn := 0; ; turn++ {
 		pw, w := r.d.look(page)
-		if s := w & stateMask; pw == nil || s != stCopying && s != stWriting && s != stUnlocking {
+		if s := w & stateMask; pw == nil || !unclean(w) || s == stDirty {
 			return nil
 		}
 		if err := ctx.Err(); err != nil {

@@ -46,7 +46,8 @@ import (
 //	                                            failed, written to again, write-pinned
 //
 // A page that WriteAt writes whole while it is absent is not read: it goes from
-// Installing to Dirty, or to Copying and Writing (through.go).
+// Installing to Dirty, or to Copying and Writing (through.go), or is never mapped
+// (Posted, posted.go).
 //
 // "Bounded" states last a few system calls of code that the Go scheduler
 // cannot stop (nosplit functions between coro.Unstopped and coro.Stoppable, or
@@ -79,6 +80,8 @@ const (
 	stDirty                  // writable, newer than the store
 	stCopying                // bounded: write-protected and copied out
 	stWriting                // the copy is on its way to the store
+	stPosted                 // not mapped: the buffer that is on its way to the store is the page
+	stMapping                // bounded: it becomes Posted, or is mapped
 	stEvicting               // bounded: being unmapped
 	stFailed                 // the server could not read it; waiters must be told
 
@@ -119,7 +122,7 @@ func present(w word) bool {
 //go:norace
 func unclean(w word) bool {
 	s := w & stateMask
-	return s >= stUnlocking && s <= stWriting
+	return s >= stUnlocking && s <= stMapping
 }
 
 // hasCredit: the page has a credit for each of its frames. Whoever changes a
@@ -134,7 +137,7 @@ func hasCredit(w word) bool { return w&(pinMask|flagKept) != 0 || unclean(w) }
 //go:nosplit
 //go:norace
 func bounded(w word) bool {
-	const m = 1<<stInstalling | 1<<stUnlocking | 1<<stCopying | 1<<stEvicting
+	const m = 1<<stInstalling | 1<<stUnlocking | 1<<stCopying | 1<<stMapping | 1<<stEvicting
 	return m>>(w&stateMask)&1 != 0
 }
 

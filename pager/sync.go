@@ -259,8 +259,8 @@ func (s *SyncOp) next(most int) []dirtyPage {
 	return list
 }
 
-// eachDirty calls fn for the pages of the op's range that are Dirty or
-// Writing. write.mu is held, so no ordinary write ends meanwhile.
+// eachDirty calls fn for the pages of the op's range that are Dirty, Writing or
+// Posted. write.mu is held, so no ordinary write ends meanwhile.
 func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 	used := atomic.LoadUint32(&sp.leafUsed)
 	d := s.r.d
@@ -291,7 +291,7 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 				}
 				if pw == nil || !mayBeDirty(w) {
 					break
-				} else if st == stDirty || st == stWriting {
+				} else if st == stDirty || st == stWriting || st == stPosted {
 					fn(page, w)
 					break
 				}
@@ -301,11 +301,8 @@ func (s *SyncOp) eachDirty(fn func(page uint64, w word)) {
 	}
 }
 
-// mayBeDirty: the page is Dirty or Writing, or about to be.
-func mayBeDirty(w word) bool {
-	st := w & stateMask
-	return st == stInstalling || st >= stUnlocking && st <= stWriting
-}
+// mayBeDirty: the page is Dirty, Writing or Posted, or about to be.
+func mayBeDirty(w word) bool { return w&stateMask == stInstalling || unclean(w) }
 
 // endWrites ends the writes of n pages (see endWrite) and returns the number
 // of pages that became clean, of those whose credits are free, the ops that need wait for them no longer, and
@@ -390,7 +387,7 @@ func (r *Region) pageWritten(page uint64) {
 				delete(s.again, page)
 			}
 			again = true
-		case st < stUnlocking || st > stWriting:
+		case !unclean(w):
 			for _, s := range l {
 				delete(s.again, page)
 			}

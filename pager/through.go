@@ -27,11 +27,19 @@ const throughYield = 8
 // writesThrough: page, which is absent and about to be written whole, is to go to
 // the store at once.
 func (p *Pager) writesThrough(r *Region, page uint64) bool {
+	return r.mayWriteThrough() && r.muchDirty() && p.throughRoom() >= r.fpp && p.mayStart(r, page)
+}
+
+// mayWriteThrough says of a region whether what is written to it may go to the store
+// before anybody asks for it.
+func (r *Region) mayWriteThrough() bool {
 	o := &r.opt.Writeback
-	if r.atomic != nil || r.write.side != nil || o.NoSteal || o.BeforeWrite != nil || o.Policy != nil || o.Rate != 0 || !sp.wp {
-		return false
-	}
-	if load64(&r.d.dirty) < r.shareLimit()/2 || p.throughRoom() < r.fpp || p.w.tight() {
+	return r.atomic == nil && r.write.side == nil && !o.NoSteal && o.BeforeWrite == nil && o.Policy == nil && o.Rate == 0 && sp.wp
+}
+
+// mayStart: there is no reason not to write page by itself now.
+func (p *Pager) mayStart(r *Region, page uint64) bool {
+	if p.w.tight() {
 		return false
 	}
 	if failed := p.flush.failed.Load(); failed != 0 && time.Since(time.Unix(0, failed)) < time.Second {

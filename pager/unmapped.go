@@ -37,12 +37,16 @@ import (
 // generation, copies, and looks at the page's word again. The buffer is the page as
 // long as that has not changed.
 //
-// Only in regions that cannot be stored to, in which the buffer is the page as long
-// as the word is of the generation it was read under; and only after unmappedAfter
-// misses in a row were ReadAt's: where others come as well, mapping ahead of them is
-// cheaper than a fault.
+// The buffer is the page as long as the word is that of a marker, of the generation it
+// was read under. Who is about to store to the page maps it first, and so takes the
+// entry; who has seen the word before has what the page was during his call. (What is
+// written whole may not even be mapped then: posted.go.)
+//
+// Only in regions that cannot be stored to, or whose pages may be posted; and only after
+// unmappedAfter misses in a row were ReadAt's, or WriteAt's of whole pages: where others
+// come as well, mapping ahead of them is cheaper than a fault.
 const (
-	unmappedAfter = 512
+	unmappedSoon  = 512 // unmappedAfter, but where a test wants it at once
 	unmappedOften = 512 // of so many further copies from one that was touched, one maps it: the table costs a hit tens of nanoseconds, and to be mapped a page some to tens of microseconds
 
 	unmappedLocks = 64
@@ -208,7 +212,9 @@ func (u *unmapped) take(key evict.Page, gen uint32) *buffer {
 // that was looked at before might be followed by a claim whose entry is good.
 func (e *unmappedEntry) stale() bool {
 	d, page := splitKey(e.key)
-	return !d.loading(page, e.gen.Load())
+	pw, w := d.look(page)
+	s := w & stateMask
+	return pw == nil || uint32(w>>32) != e.gen.Load() || s != stLoading && s != stPosted && s != stMapping
 }
 
 // sweep drops the entry of a page that is not what it was.
@@ -317,22 +323,22 @@ func (p *Pager) sweepUnmapped() {
 func (l *load) mayStayUnmapped() bool {
 	o := &l.r.opt
 	return l.kind == demand && len(l.gens) == 1 && l.r.fpp == 1 && l.from == fromStore && !l.stays &&
-		o.ReadOnly && o.Verify == nil && sp.trap
+		(o.ReadOnly && o.Verify == nil && sp.trap || l.r.posts)
 }
 
 // keepUnmapped leaves the page of l, which has been read, a marker, and tells those
 // who wait for it. false: it has to be mapped, or is not ours any more.
 func (p *Pager) keepUnmapped(l *load) bool {
 	r, page, gen := l.r, l.first, l.gens[0]
-	if !l.mayStayUnmapped() || !l.owns() { // (the rescuer may have been faster)
-		return false
+	pw, w := r.d.look(page)
+	if !l.mayStayUnmapped() || pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen || w&pinMask != 0 {
+		return false // (The rescuer may have been faster.)
 	}
 	b := p.bucketOf(r, page)
 	b.mu.Lock()
 	copies := b.onlyCopies(r, page)
 	b.mu.Unlock()
 	if !copies {
-		r.copies.Store(0) // others come as well
 		return false
 	}
 	if r.copies.Load() < unmappedAfter {

@@ -97,7 +97,7 @@ func TestReadAtAloneNeedsNoMapping(t *testing.T) {
 	}
 }
 
-// A region to which others come as well, or that can be stored to, has its pages mapped.
+// A region to which others come as well has its pages mapped.
 func TestPagesAreMappedWhereOthersCome(t *testing.T) {
 	p, r, data := unmappedRegion(t, 256, 128*FrameSize)
 	defer p.Close()

@@ -61,6 +61,8 @@ type pagerWords struct {
 	lowWater      int64 // frames: below, the housekeeper evicts
 	notices       [noticeSlots]uint64
 
+	posted [postedMost]posted // by seat
+
 	rescueWords
 }
 

@@ -39,6 +39,8 @@ type writeIO struct {
 	st    store.Store // where to
 	track tracked
 	tries uint32 // that were repeated, see retry.go
+	gen   uint32 // of a page that is Posted, and …
+	seat  int32  // … its seat; 0: it is not
 }
 
 // writeWhy says who wants pages written.
@@ -145,8 +147,8 @@ func (d *desc) clearDirty(page uint64) {
 	bare.And64(&metaOf(leaf).dirty, ^(uint64(1) << (page & (leafPages - 1))))
 }
 
-// endWrite takes a page from Writing to Resident, or back to Dirty if the
-// write failed or the page has been written to since. clean says which, and
+// endWrite takes a page from Writing to Resident (from Posted to a marker), or back
+// to Dirty if the write failed or the page has been written to since. clean says which, and
 // free that its credit is not needed any more: nobody pins it.
 //
 //go:nosplit
@@ -159,8 +161,14 @@ func endWrite(d *desc, page uint64, ok bool) (clean, free bool) {
 			return false, false
 		}
 		switch {
-		case w&stateMask == stUnlocking:
-			relax(turn) // a writer is making it writable
+		case w&stateMask == stUnlocking || w&stateMask == stMapping:
+			relax(turn) // a writer is making it writable, somebody maps it
+		case w&stateMask == stPosted:
+			// (One that has failed is not, see writeIODone.)
+			if bare.Cas64(pw, w, w&^stateMask|stLoading|flagMark) {
+				d.countClean()
+				return true, true
+			}
 		case w&stateMask != stWriting:
 			return false, false
 		case w&(flagRedirtied|flagWritePin) != 0:
@@ -436,13 +444,7 @@ func (p *Pager) write(r *Region, first, took uint64, buf *buffer, why writeWhy, 
 			return 0
 		}
 	}
-	p.began(why)
-	r.active.Add(1) // until writeDone
-	r.write.inflight.Add(int64(took))
-	p.writingFrames.Add(int64(took) * r.fpp)
-	p.writingIOs.Add(1)
-	w := writePool.Get().(*writeIO)
-	*w = writeIO{r: r, first: first, n: int(took), why: why, buf: buf, st: r.writeStore()}
+	w := p.newWrite(r, first, int(took), buf, why)
 	if r.opt.Seal != nil {
 		for i := range took {
 			if err := r.seal(first+i, buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
@@ -451,11 +453,29 @@ func (p *Pager) write(r *Region, first, took uint64, buf *buffer, why writeWhy, 
 			}
 		}
 	}
-	w.op = aio.Op{Code: aio.Write, Off: int64(first << r.shift), Buf: buf.mem[:took<<r.shift], Done: writeIODone, Arg: w}
+	p.addWrite(w, b)
+	return took
+}
+
+// newWrite is one write of n pages, which counts as being under way until writeDone.
+func (p *Pager) newWrite(r *Region, first uint64, n int, buf *buffer, why writeWhy) *writeIO {
+	p.began(why)
+	r.active.Add(1)
+	r.write.inflight.Add(int64(n))
+	p.writingFrames.Add(int64(n) * r.fpp)
+	p.writingIOs.Add(1)
+	w := writePool.Get().(*writeIO)
+	*w = writeIO{r: r, first: first, n: n, why: why, buf: buf, st: r.writeStore()}
+	return w
+}
+
+// addWrite puts w into b.
+func (p *Pager) addWrite(w *writeIO, b *writeBatch) {
+	r := w.r
+	w.op = aio.Op{Code: aio.Write, Off: int64(w.first << r.shift), Buf: w.buf.mem[:w.n<<r.shift], Done: writeIODone, Arg: w}
 	w.track = tracked{kind: WedgedWrite, r: r, off: w.op.Off, n: int64(len(w.op.Buf))}
 	p.tracks.add(&w.track)
 	b.add(w)
-	return took
 }
 
 // takePlaces gives places in the spill file to pages that are Writing, and says
@@ -480,6 +500,10 @@ func writeIODone(op *aio.Op) {
 	if errors.Is(err, aio.ErrClosed) {
 		err = ErrClosed
 	}
+	if err != nil && w.seat != 0 && !w.r.mapFailed(w.first) && err != ErrClosed {
+		p.postAgain(w)
+		return
+	}
 	p.tracks.remove(&w.track)
 	p.stats.writes.Add(1)
 	p.stats.writtenBytes.Add(int64(op.N))
@@ -490,7 +514,13 @@ func writeIODone(op *aio.Op) {
 func (p *Pager) writeDone(w *writeIO, err error) {
 	r := w.r
 	first, n, why := w.first, w.n, w.why
-	bufs.put(w.buf)
+	buf, gen, seat := w.buf, w.gen, w.seat
+	switch {
+	case seat == 0:
+		bufs.put(buf)
+	case err == nil:
+		p.keepPosted(r, first, gen, buf)
+	}
 	*w = writeIO{}
 	writePool.Put(w)
 	if err == nil {
@@ -521,6 +551,9 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 	}
 	p.writingFrames.Add(-int64(n) * r.fpp)
 	p.writingIOs.Add(-1)
+	if seat != 0 {
+		p.endPosted(r, first, gen, buf, seat)
+	}
 	r.write.inflight.Add(-int64(n))
 	for _, s := range ready {
 		s.pageDone()

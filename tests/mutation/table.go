@@ -432,8 +432,44 @@ var table = []mutation{
 	{
 		name:  "through-before-the-log",
 		what:  "a page is written through although BeforeWrite, NoSteal or a side store says otherwise",
-		edits: []edit{{"pager/through.go", "if r.atomic != nil || r.write.side != nil || o.NoSteal ||", "if false && r.opt.ReadOnly ||"}},
+		edits: []edit{{"pager/through.go", "return r.atomic == nil && r.write.side == nil && !o.NoSteal && o.BeforeWrite == nil && o.Policy == nil && o.Rate == 0 && sp.wp", "return o != nil && sp.wp"}},
 		pkg:   "pager", test: "TestWhoseWritesAreNotThrough", quick: true,
+	},
+	{
+		name:  "posted-while-held",
+		what:  "a page is posted while the store is being cut there",
+		edits: []edit{{"pager/posted.go", "if d.held(page) {", "if false {"}},
+		pkg:   "pager", test: "TestHeldPagesAreNotPosted", quick: true,
+	},
+	{
+		name:  "posted-and-waited-for",
+		what:  "a page is posted that somebody waits for, or has a pin on",
+		edits: []edit{{"pager/posted.go", "uint32(w>>32) != gen || w&(flagWaited|pinMask) != 0 {", "uint32(w>>32) != gen {"}},
+		pkg:   "pager", test: "TestPagesThatAreWaitedForAreNotPosted", quick: true,
+	},
+	{
+		name:  "posted-is-synced",
+		what:  "a Sync does not wait for the write of a page that is posted",
+		edits: []edit{{"pager/sync.go", "if pw == nil || !mayBeDirty(w) {\n\t\t\t\t\tbreak", "if pw == nil || !mayBeDirty(w) || st == stPosted {\n\t\t\t\t\tbreak"}},
+		pkg:   "pager", test: "TestSyncWaitsForPostedPages", quick: true,
+	},
+	{
+		name:  "posted-and-failed",
+		what:  "a page that was posted counts as written although its write has failed",
+		edits: []edit{{"pager/writeback.go", "!w.r.mapFailed(w.first) &&", "false &&"}, {"pager/writeback.go", "\tcase err == nil:\n\t\tp.keepPosted", "\tdefault:\n\t\tp.keepPosted"}},
+		pkg:   "pager", test: "TestPostedPageWhoseWriteFails", quick: true,
+	},
+	{
+		name:  "posted-seat-left-early",
+		what:  "the buffer of a page that is posted is not found by who wants it mapped",
+		edits: []edit{{"pager/posted.go", "if !done {\n\t\tbare.Store64(&s.key, 0)", "if bare.Store64(&s.key, 0); !done {"}},
+		pkg:   "pager", test: "TestPostedPagesAreMappedForOthers", quick: true,
+	},
+	{
+		name:  "posted-buffer-stays",
+		what:  "a page that was mapped while it was posted keeps its buffer as well",
+		edits: []edit{{"pager/posted.go", "if !r.d.loading(page, gen) {", "if false {"}},
+		pkg:   "pager", test: "TestPostedPagesAreMappedForOthers/View", quick: true,
 	},
 	{
 		name:  "waiters-of-a-page-that-left",
@@ -555,7 +591,7 @@ var table = []mutation{
 	{
 		name:  "whole-write-inherits-an-error",
 		what:  "who writes a page whole gets the error of a read of it that was under way",
-		edits: []edit{{"pager/dirty.go", "tries < 3 && r.notRead(page, err)", "false && r.notRead(page, err)"}},
+		edits: []edit{{"pager/writewhole.go", "tries < 3 && r.notRead(page, err)", "false && r.notRead(page, err)"}},
 		pkg:   "pager", test: "TestWholeWritesDoNotInheritReadErrors", quick: true,
 	},
 	{
@@ -701,13 +737,13 @@ var table = []mutation{
 	{
 		name:  "unmapped-beside-others",
 		what:  "pages stay without a mapping where others than ReadAt come to them",
-		edits: []edit{{"pager/unmapped.go", "\t\tr.copies.Store(0) // others come as well\n\t\treturn false", "\t\treturn false"}},
+		edits: []edit{{"pager/acquire.go", "\t\t\t\tr.copies.Store(0)\n\t\t\t}\n\t\t\tif d.past(page) {", "\t\t\t}\n\t\t\tif d.past(page) {"}},
 		pkg:   "pager", test: "TestPagesAreMappedWhereOthersCome", quick: true,
 	},
 	{
 		name:  "unmapped-frame-of-nobody",
 		what:  "the buffer of a page that was stolen is kept for good",
-		edits: []edit{{"pager/unmapped.go", "	return !d.loading(page, e.gen.Load())\n", "	pw, w := d.look(page)\n	return pw == nil || uint32(w>>32) != e.gen.Load()\n"}},
+		edits: []edit{{"pager/unmapped.go", "s != stLoading && s != stPosted && s != stMapping", "s > stateMask"}},
 		pkg:   "pager", test: "TestUnmappedPageThatWasTaken", quick: true,
 	},
 	{
