@@ -271,13 +271,13 @@ func TestMovedAndDenied(t *testing.T) {
 			_, r := movedRegion(t, 6*hugeBytes, 4, RegionOptions{Prefetch: prefetch.None()})
 			in := int64(0)
 			moveVia = func(fd int, dst, src, n uintptr, mode uint64) (int64, uintptr) {
-				if dst-uintptr(r.base) < uintptr(r.Len()) {
-					in++
-				}
 				if part > 0 {
 					if done, e := uffd.RawMove(fd, dst, src, part, mode); done == 0 && e != 0 {
-						return done, e // it is busy, which may be said
+						return done, e // it is busy, which may be said, and is asked again
 					}
+				}
+				if dst-uintptr(r.base) < uintptr(r.Len()) {
+					in++
 				}
 				return 0, uintptr(errno)
 			}
