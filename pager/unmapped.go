@@ -33,7 +33,7 @@ import (
 // offers them (takeVictim). ReadAt copies from the buffer, and marks the page as touched. And one
 // that is touched again and again is mapped after all: a mapped hit needs no table.
 //
-// A hit takes no lock and writes nothing (copyUnmapped): it finds the buffer by its
+// A hit takes no lock and writes nothing (copyUnmapped): it finds the buffer by page and
 // generation, copies, and looks at the page's word again. The buffer is the page as
 // long as that has not changed.
 //
@@ -63,8 +63,8 @@ const (
 // taken such a page (goneWithoutUs), looks for what is left, or when the region closes.
 // Ordinary code takes the entry with the page.
 //
-// What changes the table holds the lock of its chain. Who only looks for a buffer by its
-// generation needs none (find).
+// What changes the table holds the lock of its chain. Who only looks for a buffer needs
+// none (find).
 type unmapped struct {
 	heads atomic.Pointer[[]link] // of the chains, a power of two of them; all locks guard it
 	locks [unmappedLocks]struct {
@@ -82,8 +82,16 @@ type link = atomic.Pointer[buffer]
 // unmappedEntry is what a buffer has of this; the lock of its chain guards it.
 type unmappedEntry struct {
 	next link
-	key  evict.Page
+	page atomic.Uint64 // its key
 	gen  atomic.Uint32
+}
+
+func (e *unmappedEntry) key() evict.Page { return evict.Page(e.page.Load()) }
+
+// is: the entry is of this page and claim. Not the generation alone: they are used again
+// (newGen), and a page that is hit now and then stays for longer than that takes.
+func (e *unmappedEntry) is(key evict.Page, gen uint32) bool {
+	return e.gen.Load() == gen && e.key() == key
 }
 
 // ready makes chains if there are none.
@@ -111,7 +119,7 @@ func (u *unmapped) grow(frames int64) {
 	for i := range old {
 		for b := old[i].Load(); b != nil; {
 			next := b.kept.next.Load()
-			push(&heads[unmappedHash(b.kept.key)&uint64(n-1)], b)
+			push(&heads[unmappedHash(b.kept.key())&uint64(n-1)], b)
 			b = next
 		}
 	}
@@ -168,8 +176,8 @@ func (u *unmapped) put(key evict.Page, gen uint32, buf *buffer) {
 	u.n.Add(1)
 	bufs.kept.Add(FrameSize)
 	head, mu := u.chain(key)
-	old := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key })
-	buf.kept.key = key
+	old := unlinkKept(head, func(e *unmappedEntry) bool { return e.key() == key })
+	buf.kept.page.Store(uint64(key))
 	buf.kept.gen.Store(gen)
 	push(head, buf)
 	mu.Unlock()
@@ -201,7 +209,7 @@ func (u *unmapped) take(key evict.Page, gen uint32) *buffer {
 		return nil
 	}
 	head, mu := u.chain(key)
-	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key && e.gen.Load() == gen })
+	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.is(key, gen) })
 	mu.Unlock()
 	u.gone(b)
 	return b
@@ -211,7 +219,7 @@ func (u *unmapped) take(key evict.Page, gen uint32) *buffer {
 // looked at after the entry: a claim that has ended does not come back, while a word
 // that was looked at before might be followed by a claim whose entry is good.
 func (e *unmappedEntry) stale() bool {
-	d, page := splitKey(e.key)
+	d, page := splitKey(e.key())
 	pw, w := d.look(page)
 	s := w & stateMask
 	return pw == nil || uint32(w>>32) != e.gen.Load() || s != stLoading && s != stPosted && s != stMapping
@@ -224,7 +232,7 @@ func (u *unmapped) sweep(d *desc, page uint64) {
 	}
 	key := pageKey(d, page)
 	head, mu := u.chain(key)
-	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key == key && e.stale() })
+	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key() == key && e.stale() })
 	mu.Unlock()
 	u.gone(b)
 	bufs.put(b)
@@ -246,7 +254,7 @@ func (u *unmapped) lend(key evict.Page, gen uint32) *buffer {
 	}
 	head, mu := u.chain(key)
 	b := head.Load()
-	for b != nil && (b.kept.key != key || b.kept.gen.Load() != gen) {
+	for b != nil && !b.kept.is(key, gen) {
 		b = b.kept.next.Load()
 	}
 	if b != nil {
@@ -257,9 +265,9 @@ func (u *unmapped) lend(key evict.Page, gen uint32) *buffer {
 }
 
 // find is lend without a lock, and without a share: for somebody who looks at the page's
-// word again when he has copied from the buffer. A generation is of one claim
-// of one page, so that no key is needed. It may miss what is there, where the chain
-// changes under it or is long.
+// word again when he has copied from the buffer. It may miss what is there, where the
+// chain changes under it or is long; and the entry may be another's by now, in the chain
+// of another pager even, but that is after the word has changed.
 func (u *unmapped) find(key evict.Page, gen uint32) *buffer {
 	heads := u.chains()
 	if len(heads) == 0 {
@@ -267,7 +275,7 @@ func (u *unmapped) find(key evict.Page, gen uint32) *buffer {
 	}
 	b := heads[unmappedHash(key)&uint64(len(heads)-1)].Load()
 	for n := 0; b != nil && n < unmappedSteps; n++ {
-		if b.kept.gen.Load() == gen {
+		if b.kept.is(key, gen) {
 			return b
 		}
 		b = b.kept.next.Load()
@@ -277,7 +285,7 @@ func (u *unmapped) find(key evict.Page, gen uint32) *buffer {
 
 // purge drops what is left of a region that has no pages any more.
 func (u *unmapped) purge(d *desc) {
-	u.dropAll(func(e *unmappedEntry) bool { o, _ := splitKey(e.key); return o == d })
+	u.dropAll(func(e *unmappedEntry) bool { o, _ := splitKey(e.key()); return o == d })
 }
 
 // dropAll drops all entries that are asked for.

@@ -387,6 +387,36 @@ func TestBuffersWithoutMemoryAreTakenLast(t *testing.T) {
 	}
 }
 
+// Generations are used again after 2³² claims, a matter of an hour or two, and a page
+// that is hit stays for longer than that: its number is another page's as well by then.
+func TestUnmappedPagesWithTheSameGeneration(t *testing.T) {
+	p, r, data := unmappedRegion(t, 256, 64*FrameSize)
+	defer p.Close()
+	readPageOf(t, r, data, 3)
+	_, w := r.d.look(3)
+	if !isMarker(w) {
+		t.Fatalf("a page that ReadAt has read: %#x", w)
+	}
+	chain := func(page uint64) uint64 {
+		return unmappedHash(pageKey(r.d, page)) & uint64(len(p.unmapped.chains())-1)
+	}
+	other := uint64(4)
+	for chain(other) != chain(3) {
+		if other++; other == 256 {
+			t.Fatal("no page is in the same chain")
+		}
+	}
+	last := atomic.LoadUint32(&generation.last)
+	atomic.StoreUint32(&generation.last, uint32(w>>32)-1) // as after 2³² claims
+	readPageOf(t, r, data, int64(other))
+	atomic.StoreUint32(&generation.last, max(last, atomic.LoadUint32(&generation.last)))
+	if _, v := r.d.look(other); !isMarker(v) || (v^w)&genMask != 0 {
+		t.Skipf("somebody else has claimed a page: %#x and %#x", w, v)
+	}
+	readPageOf(t, r, data, 3)
+	readPageOf(t, r, data, int64(other))
+}
+
 // Every step along a chain is a cache miss, and pages come from a small part of all
 // numbers there are.
 func TestUnmappedChainsAreShort(t *testing.T) {

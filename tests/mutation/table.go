@@ -753,6 +753,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestUnmappedPageThatWasTaken", quick: true,
 	},
 	{
+		name:  "unmapped-by-number-only",
+		what:  "the buffer of a page without a mapping is found by its generation, which another page has had as well, 2³² claims ago",
+		edits: []edit{{"pager/unmapped.go", "return e.gen.Load() == gen && e.key() == key", "return e.gen.Load() == gen"}},
+		pkg:   "pager", test: "TestUnmappedPagesWithTheSameGeneration", quick: true,
+	},
+	{
 		name:  "unmapped-left-behind",
 		what:  "a page without a mapping leaves, and its buffer stays",
 		edits: []edit{{"pager/unmapped.go", "\tbufs.put(u.take(key, gen))\n\treturn left, false", "\treturn left, false"}},
