@@ -41,8 +41,9 @@ import (
 // counts as dirty, is waited for by Syncs and by who holds writes, and does not leave.
 //
 // Who maps it has to find the buffer without a lock. So each has one of few seats in
-// pagerWords, which are looked through for that. A seat is empty again when its write
-// has ended, and so nobody can be Mapping from it. Whoever finds all of them taken has
+// pagerWords, which are looked through for that. A seat is empty again some time after
+// its write has ended; nobody can be Mapping from it then. By that time the page may be
+// Posted anew, with another seat, so a seat is known by its claim and not by its page. Whoever finds all of them taken has
 // his page mapped, and dirty, as long as little is: a burst is over at the speed of
 // memory. Then he waits for one: dirty pages are the dear way, and to make more of them
 // than the store takes would only put off the waiting. He holds nothing meanwhile, and
@@ -53,7 +54,7 @@ import (
 // nothing. What is written again and again is mapped, so that not each time goes to the
 // store.
 type posted struct {
-	key uint64 // descriptor | page, 0: the seat is free
+	gen uint64 // of the page's claim, as it is in its word; 0: the seat is free
 	mem uintptr
 }
 
@@ -132,14 +133,12 @@ func (r *Region) muchDirty() bool { return load64(&r.d.dirty) >= r.shareLimit()/
 // starts its write. false: it has to be mapped, or is not ours any more; nothing has
 // changed.
 func (p *Pager) post(r *Region, pw *word, gen uint32, page uint64, buf *buffer, seat int32) bool {
-	s := &p.w.posted[seat-1]
-	s.mem = uintptr(unsafe.Pointer(&buf.mem[0]))
-	bare.Store64(&s.key, postedKey(r.d, page))
+	p.sitPosted(seat, gen, buf)
 	held := coro.Unstopped()
 	done := post(r.d, pw, gen, page)
 	coro.Stoppable(held)
 	if !done {
-		bare.Store64(&s.key, 0)
+		bare.Store64(&p.w.posted[seat-1].gen, 0)
 		return false
 	}
 	p.unmapped.ready(p.budget.Load())
@@ -191,9 +190,12 @@ func post(d *desc, pw *word, gen uint32, page uint64) bool {
 	return true
 }
 
-//go:nosplit
-//go:norace
-func postedKey(d *desc, page uint64) uint64 { return uint64(d.index)<<noticePageBits | page }
+// sitPosted makes buf the one of the page that was claimed with generation gen.
+func (p *Pager) sitPosted(seat int32, gen uint32, buf *buffer) {
+	s := &p.w.posted[seat-1]
+	s.mem = uintptr(unsafe.Pointer(&buf.mem[0]))
+	bare.Store64(&s.gen, uint64(gen)<<32)
+}
 
 // mapPosted maps a page that was Posted when its word was w, protected: it is Writing
 // then. 0: it is, or its word has changed. An errno: it is Posted.
@@ -205,11 +207,10 @@ func mapPosted(d *desc, pw *word, w word, page uint64) (errno uintptr) {
 	if !bare.Cas64(pw, w, w&^stateMask|stMapping) {
 		return 0
 	}
-	key := postedKey(d, page)
 	errno = uintptr(syscall.EFAULT) // which it is not: it has a seat
 	for i := uintptr(0); i < postedMost; i++ {
 		s := (*posted)(unsafe.Add(unsafe.Pointer(&d.words.posted), i*unsafe.Sizeof(posted{})))
-		if bare.Load64(&s.key) == key {
+		if bare.Load64(&s.gen) == w&genMask {
 			errno = mapVia(d.addr(page), bare.Ptr(s.mem), d.pageSize(), true)
 			break
 		}
@@ -262,7 +263,7 @@ func (p *Pager) endPosted(r *Region, page uint64, gen uint32, buf *buffer, seat 
 	if !r.d.loading(page, gen) {
 		bufs.put(p.unmapped.take(pageKey(r.d, page), gen))
 	}
-	bare.Store64(&p.w.posted[seat-1].key, 0)
+	bare.Store64(&p.w.posted[seat-1].gen, 0)
 	bufs.put(buf)
 	p.posting.give(seat)
 }

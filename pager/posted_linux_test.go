@@ -221,6 +221,55 @@ func errnoOrNil(errno uintptr) error {
 	return nil
 }
 
+// A page may be Posted anew before the seat of its last write is free: who maps it then
+// maps what was written last.
+func TestPostedAgainBeforeTheSeatIsFree(t *testing.T) {
+	ctx := context.Background()
+	const page = 100
+	m, s, p, r := postedRig(t, 512, 128, RegionOptions{})
+	// One write up to where its page is a marker, as in writeDone.
+	seat := p.posting.take(false)
+	if err := p.waitFrames(r, r.fpp, true); err != nil {
+		t.Fatal(err)
+	}
+	buf := bufs.get(FrameSize)
+	clear(buf.mem)
+	pw, gen, got := r.d.claim(page, 0)
+	if got != claimed {
+		t.Fatal("not claimed")
+	}
+	p.sitPosted(seat, gen, buf)
+	if !post(r.d, pw, gen, page) {
+		t.Fatal("not posted")
+	}
+	p.unmapped.ready(p.budget.Load())
+	p.keepPosted(r, page, gen, buf)
+	if clean, free, _, _ := r.endWrites(page, 1, nil); clean != 1 || free != 1 {
+		t.Fatal("not written")
+	}
+	p.giveCredits(r.fpp)
+
+	holdPosted(t, s, r)
+	defer s.Release()
+	pin, err := r.Acquire(ctx, page*FrameSize, FrameSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(pin.Bytes(), stampPage(page)) {
+		t.Error("what was written before is mapped")
+	}
+	pin.Release()
+	p.endPosted(r, page, gen, buf, seat)
+	s.Release()
+	if err := r.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(storedPage(m, page), stampPage(page)) {
+		t.Error("the store has something else")
+	}
+	eventually(t, "all seats are free", func() bool { return len(p.posting.seats) == cap(p.posting.seats) })
+}
+
 // A Sync waits for what is Posted.
 func TestSyncWaitsForPostedPages(t *testing.T) {
 	m, s, _, r := postedRig(t, 512, 128, RegionOptions{})

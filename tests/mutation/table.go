@@ -462,8 +462,17 @@ var table = []mutation{
 	{
 		name:  "posted-seat-left-early",
 		what:  "the buffer of a page that is posted is not found by who wants it mapped",
-		edits: []edit{{"pager/posted.go", "if !done {\n\t\tbare.Store64(&s.key, 0)", "if bare.Store64(&s.key, 0); !done {"}},
+		edits: []edit{{"pager/posted.go", "if !done {\n\t\tbare.Store64(&p.w.posted[seat-1].gen, 0)", "if bare.Store64(&p.w.posted[seat-1].gen, 0); !done {"}},
 		pkg:   "pager", test: "TestPostedPagesAreMappedForOthers", quick: true,
+	},
+	{
+		name: "posted-by-another-write",
+		what: "who wants a posted page mapped takes the buffer of an earlier write of it, whose seat is not free yet",
+		edits: []edit{
+			{"pager/posted.go", "bare.Store64(&s.gen, uint64(gen)<<32)", "bare.Store64(&s.gen, 1<<32)"},
+			{"pager/posted.go", "bare.Load64(&s.gen) == w&genMask {", "bare.Load64(&s.gen) == 1<<32 {"},
+		},
+		pkg: "pager", test: "TestPostedAgainBeforeTheSeatIsFree", quick: true,
 	},
 	{
 		name:  "posted-buffer-stays",
