@@ -43,7 +43,7 @@ import (
 // Who maps it has to find the buffer without a lock. So each has one of few seats in
 // pagerWords, which are looked through for that. A seat is empty again some time after
 // its write has ended; nobody can be Mapping from it then. By that time the page may be
-// Posted anew, with another seat, so a seat is known by its claim and not by its page. Whoever finds all of them taken has
+// Posted anew, with another seat, so a seat is known by page and claim. Whoever finds all of them taken has
 // his page mapped, and dirty, as long as little is: a burst is over at the speed of
 // memory. Then he waits for one: dirty pages are the dear way, and to make more of them
 // than the store takes would only put off the waiting. He holds nothing meanwhile, and
@@ -54,8 +54,9 @@ import (
 // nothing. What is written again and again is mapped, so that not each time goes to the
 // store.
 type posted struct {
-	gen uint64 // of the page's claim, as it is in its word; 0: the seat is free
-	mem uintptr
+	gen  uint64 // of the page's claim, as it is in its word; 0: the seat is free
+	page uint64 // its key, for generations are used again
+	mem  uintptr
 }
 
 const postedMost = 256
@@ -133,7 +134,7 @@ func (r *Region) muchDirty() bool { return load64(&r.d.dirty) >= r.shareLimit()/
 // starts its write. false: it has to be mapped, or is not ours any more; nothing has
 // changed.
 func (p *Pager) post(r *Region, pw *word, gen uint32, page uint64, buf *buffer, seat int32) bool {
-	p.sitPosted(seat, gen, buf)
+	p.sitPosted(seat, r.d, page, gen, buf)
 	held := coro.Unstopped()
 	done := post(r.d, pw, gen, page)
 	coro.Stoppable(held)
@@ -190,9 +191,14 @@ func post(d *desc, pw *word, gen uint32, page uint64) bool {
 	return true
 }
 
-// sitPosted makes buf the one of the page that was claimed with generation gen.
-func (p *Pager) sitPosted(seat int32, gen uint32, buf *buffer) {
+//go:nosplit
+//go:norace
+func postedKey(d *desc, page uint64) uint64 { return uint64(d.index)<<noticePageBits | page }
+
+// sitPosted makes buf the one of the page, which was claimed with generation gen.
+func (p *Pager) sitPosted(seat int32, d *desc, page uint64, gen uint32, buf *buffer) {
 	s := &p.w.posted[seat-1]
+	bare.Store64(&s.page, postedKey(d, page))
 	s.mem = uintptr(unsafe.Pointer(&buf.mem[0]))
 	bare.Store64(&s.gen, uint64(gen)<<32)
 }
@@ -210,7 +216,7 @@ func mapPosted(d *desc, pw *word, w word, page uint64) (errno uintptr) {
 	errno = uintptr(syscall.EFAULT) // which it is not: it has a seat
 	for i := uintptr(0); i < postedMost; i++ {
 		s := (*posted)(unsafe.Add(unsafe.Pointer(&d.words.posted), i*unsafe.Sizeof(posted{})))
-		if bare.Load64(&s.gen) == w&genMask {
+		if bare.Load64(&s.gen) == w&genMask && bare.Load64(&s.page) == postedKey(d, page) {
 			errno = mapVia(d.addr(page), bare.Ptr(s.mem), d.pageSize(), true)
 			break
 		}

@@ -238,7 +238,7 @@ func TestPostedAgainBeforeTheSeatIsFree(t *testing.T) {
 	if got != claimed {
 		t.Fatal("not claimed")
 	}
-	p.sitPosted(seat, gen, buf)
+	p.sitPosted(seat, r.d, page, gen, buf)
 	if !post(r.d, pw, gen, page) {
 		t.Fatal("not posted")
 	}
@@ -268,6 +268,33 @@ func TestPostedAgainBeforeTheSeatIsFree(t *testing.T) {
 		t.Error("the store has something else")
 	}
 	eventually(t, "all seats are free", func() bool { return len(p.posting.seats) == cap(p.posting.seats) })
+}
+
+// Generations are used again after 2³² claims, and a write to a store that does not
+// answer may be under way for longer than that takes.
+func TestPostedPagesWithTheSameGeneration(t *testing.T) {
+	_, s, p, r := postedRig(t, 512, 128, RegionOptions{})
+	gen := atomic.LoadUint32(&generation.last) + 1000
+	buf, seat := bufs.get(FrameSize), p.posting.take(false)
+	defer bufs.put(buf)
+	clear(buf.mem)
+	p.sitPosted(seat, r.d, 99, gen, buf)
+	atomic.StoreUint32(&generation.last, gen-1)
+	holdPosted(t, s, r)
+	defer s.Release()
+	if _, w := r.d.look(100); uint32(w>>32) != gen {
+		t.Skip("somebody else has claimed a page")
+	}
+	pin, err := r.Acquire(context.Background(), 100*FrameSize, FrameSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(pin.Bytes(), stampPage(100)) {
+		t.Error("the buffer of another page is mapped")
+	}
+	pin.Release()
+	bare.Store64(&p.w.posted[seat-1].gen, 0)
+	p.posting.give(seat)
 }
 
 // A Sync waits for what is Posted.

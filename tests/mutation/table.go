@@ -470,9 +470,15 @@ var table = []mutation{
 		what: "who wants a posted page mapped takes the buffer of an earlier write of it, whose seat is not free yet",
 		edits: []edit{
 			{"pager/posted.go", "bare.Store64(&s.gen, uint64(gen)<<32)", "bare.Store64(&s.gen, 1<<32)"},
-			{"pager/posted.go", "bare.Load64(&s.gen) == w&genMask {", "bare.Load64(&s.gen) == 1<<32 {"},
+			{"pager/posted.go", "bare.Load64(&s.gen) == w&genMask &&", "bare.Load64(&s.gen) == 1<<32 &&"},
 		},
 		pkg: "pager", test: "TestPostedAgainBeforeTheSeatIsFree", quick: true,
+	},
+	{
+		name:  "posted-by-number-only",
+		what:  "the buffer of a posted page is found by its generation, which another page has had as well, 2³² claims ago",
+		edits: []edit{{"pager/posted.go", "== w&genMask && bare.Load64(&s.page) == postedKey(d, page) {", "== w&genMask {"}},
+		pkg:   "pager", test: "TestPostedPagesWithTheSameGeneration", quick: true,
 	},
 	{
 		name:  "posted-buffer-stays",
