@@ -183,6 +183,9 @@ func (r *region) mapIt(s store.Store) (err error) {
 	o.Evict, o.Prefetch = newPolicies(r.regionSpec)
 	if r.atomic {
 		o.Durability = pager.Atomic
+		// What is not committed must not fill the journal: then writers get ErrBudget, and
+		// raw stores wait for a Commit, which everybody here may be behind (docs/atomic.md).
+		o.Journal.Limit = max(16<<20, r.maxSize/4, 5*r.w.spec.budget/2)
 	}
 	if r.private {
 		o.SpillDir = r.w.dir
