@@ -211,9 +211,7 @@ func (p *Pager) reconcile() {
 		r.eachPage(func(page uint64, w word) {
 			switch {
 			case present(w):
-				p.evictMu.Lock()
-				r.domain.policy.Install(pageKey(r.d, page), evict.Reprieve)
-				p.evictMu.Unlock()
+				p.tellEvict(r, page, evict.Reprieve)
 				p.settle(r, page)
 			case w&stateMask == stFailed:
 				p.settleFailed(r, page)

@@ -427,6 +427,13 @@ func spanTake(d *desc, page uint64) bool {
 	return bare.Cas32(d.spanWord(page), 0, spanFreeing)
 }
 
+// tellEvict tells the eviction policy that a page is resident.
+func (p *Pager) tellEvict(r *Region, page uint64, why evict.Reason) {
+	p.evictMu.Lock()
+	r.domain.policy.Install(pageKey(r.d, page), why)
+	p.evictMu.Unlock()
+}
+
 // noteInstalled tells the policy of pages that became resident.
 func (p *Pager) noteInstalled(r *Region, first uint64, res []installResult, why evict.Reason) {
 	p.evictMu.Lock()

@@ -4,7 +4,6 @@ package pager
 
 import (
 	"math"
-	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -43,9 +42,10 @@ import (
 // Who maps it has to find the buffer without a lock. So each has one of few seats in
 // pagerWords, which are looked through for that. A seat is empty again some time after
 // its write has ended; nobody can be Mapping from it then. By that time the page may be
-// Posted anew, with another seat, so a seat is known by page and claim. Whoever finds all of them taken has
-// his page mapped, and dirty, as long as little is: a burst is over at the speed of
-// memory. Then he waits for one: dirty pages are the dear way, and to make more of them
+// Posted anew, with another seat, so a seat is known by page and claim.
+//
+// Whoever finds all of them taken has his page mapped, and dirty, as long as little is:
+// a burst is over at the speed of memory. Then he waits for one: dirty pages are the dear way, and to make more of them
 // than the store takes would only put off the waiting. He holds nothing meanwhile, and
 // writes end by themselves.
 //
@@ -142,13 +142,8 @@ func (p *Pager) post(r *Region, pw *word, gen uint32, page uint64, buf *buffer, 
 		bare.Store64(&p.w.posted[seat-1].gen, 0)
 		return false
 	}
-	p.unmapped.ready(p.budget.Load())
-	if !r.keeps.Load() {
-		r.keeps.Store(true)
-	}
-	p.evictMu.Lock()
-	r.domain.policy.Install(pageKey(r.d, page), evict.Demand)
-	p.evictMu.Unlock()
+	r.willKeep()
+	p.tellEvict(r, page, evict.Demand)
 	w := p.newWrite(r, page, 1, buf, writeNeed)
 	w.gen, w.seat = gen, seat
 	b := newWriteBatch(&p.gather)
@@ -160,10 +155,7 @@ func (p *Pager) post(r *Region, pw *word, gen uint32, page uint64, buf *buffer, 
 		p.gather.yield()
 		p.gather.flush()
 	}
-	p.reapSome(8)
-	if p.throughs.Add(1)%throughYield == 0 {
-		runtime.Gosched()
-	}
+	p.wentThrough()
 	return true
 }
 

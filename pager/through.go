@@ -93,6 +93,11 @@ func (p *Pager) writeThrough(r *Region, page uint64, buf *buffer) {
 	p.write(r, page, 1, buf, writeNeed, b)
 	b.start()
 	b.free()
+	p.wentThrough()
+}
+
+// wentThrough is what a writer whose page has gone to the store does for the others.
+func (p *Pager) wentThrough() {
 	p.reapSome(8)
 	if p.throughs.Add(1)%throughYield == 0 {
 		runtime.Gosched()

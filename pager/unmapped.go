@@ -334,6 +334,14 @@ func (l *load) mayStayUnmapped() bool {
 		(o.ReadOnly && o.Verify == nil && sp.trap || l.r.posts)
 }
 
+// willKeep prepares for a page of r whose frame is a buffer.
+func (r *Region) willKeep() {
+	r.p.unmapped.ready(r.p.budget.Load())
+	if !r.keeps.Load() {
+		r.keeps.Store(true)
+	}
+}
+
 // keepUnmapped leaves the page of l, which has been read, a marker, and tells those
 // who wait for it. false: it has to be mapped, or is not ours any more.
 func (p *Pager) keepUnmapped(l *load) bool {
@@ -357,10 +365,7 @@ func (p *Pager) keepUnmapped(l *load) bool {
 		return false
 	}
 	u, key := &p.unmapped, pageKey(r.d, page)
-	u.ready(p.budget.Load())
-	if !r.keeps.Load() {
-		r.keeps.Store(true)
-	}
+	r.willKeep()
 	// It is there before anybody can find the word that says so.
 	u.put(key, gen, l.buf)
 	b.mu.Lock()
@@ -371,9 +376,7 @@ func (p *Pager) keepUnmapped(l *load) bool {
 	}
 	ready := b.take(r, page)
 	b.mu.Unlock()
-	p.evictMu.Lock()
-	r.domain.policy.Install(key, evict.Demand)
-	p.evictMu.Unlock()
+	p.tellEvict(r, page, evict.Demand)
 	for w := ready; w != nil; {
 		next := w.next
 		w.loan.take(l.buf, 0)

@@ -94,9 +94,7 @@ func (r *Region) writeWholeAs(b []byte, page uint64, alone bool, seat int32) (po
 		if old&pinMask != 0 {
 			p.giveCredits(r.fpp) // whoever joined and pins it brought one
 		}
-		p.evictMu.Lock()
-		r.domain.policy.Install(pageKey(d, page), evict.Demand)
-		p.evictMu.Unlock()
+		p.tellEvict(r, page, evict.Demand)
 		if old&flagWaited != 0 {
 			p.settle(r, page)
 		}
