@@ -284,7 +284,7 @@ func (r *Region) wantPinned(ctx context.Context, pr pageRange) (*waitOp, error) 
 	if !r.enter() {
 		return nil, ErrClosed
 	}
-	if err := ctx.Err(); err != nil {
+	if err := ended(ctx); err != nil {
 		r.leave()
 		return nil, err
 	}
@@ -326,6 +326,10 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 		if g.Len != 0 {
 			r.unpin(r.pageRange(g.Off, g.Len), false)
 		}
+	}
+	if err := ended(ctx); err != nil {
+		r.leave()
+		return err
 	}
 	op := newOp(r)
 	op.pin, op.borrows = true, r.lends
@@ -482,7 +486,7 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				return 0, 0
 			}
 			if w&pinMask == pinMask {
-				op.fail(fmt.Errorf("%w: page %d has too many pins", ErrBusy, page))
+				op.fail(fmt.Errorf("pager: page %d has too many pins: %w", page, ErrBusy))
 				return 0, 0
 			}
 			if !bare.Cas64(pw, w, (w+pinOne)&^flagWatched) {
@@ -501,7 +505,7 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 				op.left.Add(-1)
 				op.nw--
 				if v&pinMask == pinMask {
-					op.fail(fmt.Errorf("%w: page %d has too many pins", ErrBusy, page))
+					op.fail(fmt.Errorf("pager: page %d has too many pins: %w", page, ErrBusy))
 					return 0, 0
 				}
 				continue

@@ -105,9 +105,6 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 			if errors.Is(err, store.ErrEmpty) && fo.ReadOnly {
 				return nil, "", nil // nothing was ever written to it
 			}
-			if errors.Is(err, store.ErrBusy) {
-				return nil, "", fmt.Errorf("%w: journal %s: %w", ErrBusy, path, err)
-			}
 			return nil, "", fmt.Errorf("pager: Map %s: journal: %w", s, err)
 		}
 	}

@@ -154,7 +154,7 @@ func (r *Region) waitAsking(s *SyncOp) error {
 		ws := &r.write
 		ws.mu.Lock()
 		if time.Since(begun) >= limit && time.Since(ws.ask.yes) >= limit && len(ws.ask.held) > 0 {
-			ws.ask.giveUp = fmt.Errorf("%w: BeforeWrite lets nothing be written; the region is closed without it", ErrBusy)
+			ws.ask.giveUp = fmt.Errorf("pager: BeforeWrite lets nothing be written; the region is closed without it: %w", ErrBusy)
 		}
 		ws.mu.Unlock()
 	}

@@ -30,6 +30,9 @@ func (r *Region) Commit(ctx context.Context) error {
 		}
 		return fmt.Errorf("pager: Commit of a region that is not Atomic: %w", ErrNotSupported)
 	}
+	if ctx == nil {
+		return errNoContext
+	}
 	s, err := r.commitOp(-1)
 	if err != nil {
 		return err
@@ -69,6 +72,12 @@ func (r *Region) commitOp(efd int) (*SyncOp, error) {
 //
 // Errors as Region.Commit, joined.
 func (p *Pager) Commit(ctx context.Context, regions ...*Region) error {
+	if ctx == nil {
+		return errNoContext
+	}
+	if slices.Contains(regions, nil) {
+		return errors.New("pager: Commit of a region that is nil")
+	}
 	rs := slices.Clone(regions)
 	slices.SortFunc(rs, func(a, b *Region) int { return int(a.d.index) - int(b.d.index) })
 	rs = slices.Compact(rs)

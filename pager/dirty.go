@@ -4,10 +4,8 @@ package pager
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +13,6 @@ import (
 
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
-	"github.com/uffdpager/uffdpager/pager/journal"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
 
@@ -43,65 +40,7 @@ type writeState struct {
 	unprotected time.Time    // since when the kernel has not protected what Syncs wait for; zero: it does
 	resizing    sync.Mutex   // one Resize or Discard at a time
 
-	side  store.Store // see where.go; nil: none
-	owner bool        // the store is in mapped
-}
-
-// mapped holds the stores of all open regions: a region owns its store, so one
-// store has one region.
-var mapped sync.Map
-
-// checkWrite settles whether the region is writable.
-func checkWrite(s store.Store, o *RegionOptions) error {
-	switch {
-	case o.Durability == Atomic && o.Private:
-		return fmt.Errorf("pager: Map %s: a region cannot be both Private and Atomic", s)
-	case o.Durability == Atomic && o.Writeback.BeforeWrite != nil:
-		return fmt.Errorf("pager: Map %s: BeforeWrite is for a log of one's own, an Atomic region has its own", s)
-	case o.Private:
-		if o.ReadOnly {
-			return fmt.Errorf("pager: Map %s: a region cannot be both Private and ReadOnly", s)
-		}
-		if sp.fd >= 0 && !sp.wp {
-			return unsupported("private regions need write-protect faults")
-		}
-	case !s.Writable():
-		o.ReadOnly = true
-	}
-	if o.Durability == Atomic && !o.ReadOnly && sp.fd >= 0 && !sp.wp {
-		return unsupported("atomic regions need write-protect faults")
-	}
-	return nil
-}
-
-// openWrite makes the region's store its own, and opens its side store.
-func (r *Region) openWrite(reach int64, j *journal.Journal, remove string) error {
-	if reflect.TypeOf(r.store).Comparable() {
-		if _, taken := mapped.LoadOrStore(r.store, r); taken {
-			return fmt.Errorf("%w: store %s is mapped already", ErrBusy, r.name)
-		}
-		r.write.owner = true
-	}
-	var err error
-	r.journal = j
-	switch {
-	case r.opt.Private:
-		err = r.openSpill(reach)
-	case j != nil:
-		err = r.openSide(j, remove)
-	}
-	if err != nil {
-		return errors.Join(err, r.closeWrite())
-	}
-	return nil
-}
-
-// closeWrite undoes openWrite.
-func (r *Region) closeWrite() error {
-	if r.write.owner {
-		mapped.Delete(r.store)
-	}
-	return r.closeSide(r.d.pages)
+	side store.Store // see where.go; nil: none
 }
 
 // writableErr is nil if the region may be written to.
@@ -116,7 +55,7 @@ func (r *Region) writableErr() error {
 // kernel, C code or DMA (read(2) into it, O_DIRECT reads): the pages are dirty
 // and writable without a fault until Release. They may be written to the store
 // meanwhile, but never count as clean, so nothing that lands in them before
-// Release is lost.
+// Release is lost. Errors as Acquire, and ErrReadOnly.
 func (r *Region) AcquireWrite(ctx context.Context, off, n int64) (Pin, error) {
 	if err := r.writableErr(); err != nil {
 		return Pin{}, err
@@ -295,13 +234,18 @@ func (r *Region) tryDirty(page uint64) (ok bool, err error) {
 // WriteAt copies b to off, as io.WriterAt; it never grows the region: what
 // does not fit is not written, and the error is io.ErrShortWrite. A page that
 // is written whole is not read first. When it returns, every way of reading
-// sees the data; Sync makes it durable.
+// sees the data; Sync makes it durable. It waits for pages that are written in part,
+// for room, and while a Commit takes its cut.
+//
+// Errors: io.ErrShortWrite; *FaultError with the errno of a page that cannot be read,
+// or for a negative off; ErrReadOnly; ErrBudget as for Acquire; ErrClosed. The bytes
+// before the first that could not be written are written.
 func (r *Region) WriteAt(b []byte, off int64) (int, error) {
 	if err := r.writableErr(); err != nil {
 		return 0, err
 	}
 	if off < 0 {
-		return 0, r.checkRange("write", off, 0)
+		return 0, r.checkRange("write", off, int64(len(b)))
 	}
 	in, err := r.pass(context.Background())
 	if err != nil {

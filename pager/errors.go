@@ -1,10 +1,12 @@
 package pager
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/uffdpager/uffdpager/pager/journal"
+	"github.com/uffdpager/uffdpager/pager/store"
 )
 
 // Errors of this package. Wrapped errors keep the unix.Errno, so that
@@ -16,9 +18,9 @@ var (
 	ErrReadOnly = errors.New("pager: region is read-only")
 	// ErrBudget: the request cannot be met within the budget.
 	ErrBudget = errors.New("pager: does not fit the budget")
-	// ErrBusy: somebody else has it (a store that is already open for
-	// writing, a page that stays pinned).
-	ErrBusy = errors.New("pager: busy")
+	// ErrBusy: somebody else has it: a file that is already open for writing, a
+	// store that is mapped already, a page that stays pinned. It is store.ErrBusy.
+	ErrBusy = store.ErrBusy
 	// ErrCannotPark: raw memory of a region that only Go code can fill was
 	// touched by code that cannot be parked. See Region.Raw.
 	ErrCannotPark = errors.New("pager: page needs Go code to be filled, and the code that touched it cannot be parked")
@@ -30,6 +32,17 @@ var (
 	// region cannot do it.
 	ErrNotSupported error = &unsupportedError{"pager: not supported here"}
 )
+
+// errNoContext: where to say it is better than a panic with something half done.
+var errNoContext = errors.New("pager: the context is nil; context.Background() is one that does not end")
+
+// ended is why ctx allows no waiting, nil if it does.
+func ended(ctx context.Context) error {
+	if ctx == nil {
+		return errNoContext
+	}
+	return ctx.Err()
+}
 
 type unsupportedError struct{ msg string }
 

@@ -222,6 +222,9 @@ type passage uintptr
 
 // pass begins a passage; without a gate it does nothing.
 func (r *Region) pass(ctx context.Context) (passage, error) {
+	if ctx == nil {
+		return 0, errNoContext
+	}
 	if r.atomic == nil {
 		return 0, nil
 	}

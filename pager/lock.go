@@ -102,6 +102,9 @@ func (l *Lock) Err() error {
 
 // Wait waits for Done or ctx and returns Err or ctx.Err.
 func (l *Lock) Wait(ctx context.Context) error {
+	if ctx == nil {
+		return errNoContext
+	}
 	select {
 	case <-l.done:
 		return l.Err()

@@ -31,7 +31,7 @@ type Options struct {
 	// limit.
 	Budget int64
 
-	// QueueDepth is the most I/Os in flight. 0: 256. Reads are bounded in bytes as well, by
+	// QueueDepth is the most I/Os in flight, at most aio.MaxDepth. 0: 256. Reads are bounded in bytes as well, by
 	// an eighth of the budget (at least 16 MiB, at most 64).
 	QueueDepth int
 
@@ -43,7 +43,7 @@ type Options struct {
 	Park coro.Mode
 
 	// EvictBatch is how many clean pages leave with one system call. 0: 64,
-	// less under small budgets. 1 makes the counters exact.
+	// less under small budgets; at most 256. 1 makes the counters exact.
 	EvictBatch int
 
 	// StallLimit is how long a request waits for pinned pages while nothing
@@ -169,7 +169,8 @@ type Retry struct {
 	// Times is how often. 0: 4; negative: never.
 	Times int
 	// Pause is how long before the first repetition; each further pause is
-	// four times as long, up to MaxPause. 0: 1 ms and 250 ms.
+	// four times as long, up to MaxPause, or all are Pause if that is longer.
+	// 0: 1 ms and 250 ms.
 	Pause, MaxPause time.Duration
 	// Errnos are those that pass. nil: EAGAIN, EINTR, EBUSY, ENOMEM, ENOBUFS,
 	// ETIMEDOUT, ENOLINK. For a device that goes away and comes back, say, EIO,
@@ -260,7 +261,7 @@ type Advice uint8
 
 const (
 	Normal     Advice = iota // the region's prefetcher decides
-	Random                   // no prefetch on this range
+	Random                   // no prefetch
 	Sequential               // read ahead, and let what was read leave first
 	WillNeed                 // read the range in the background
 	DontNeed                 // drop clean pages of the range now

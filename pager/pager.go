@@ -128,13 +128,19 @@ func New(o Options) (*Pager, error) {
 	if err := checkBudget(o.Budget); err != nil {
 		return nil, err
 	}
-	if o.QueueDepth < 0 || o.QueueDepth > 1<<16 || o.EvictBatch < 0 || o.EvictBatch > maxEvictBatch {
-		return nil, fmt.Errorf("pager: QueueDepth %d or EvictBatch %d is out of range", o.QueueDepth, o.EvictBatch)
+	if o.QueueDepth < 0 || o.QueueDepth > aio.MaxDepth {
+		return nil, fmt.Errorf("pager: QueueDepth %d is not from 0 to %d", o.QueueDepth, aio.MaxDepth)
+	}
+	if o.EvictBatch < 0 || o.EvictBatch > maxEvictBatch {
+		return nil, fmt.Errorf("pager: EvictBatch %d is not from 0 to %d", o.EvictBatch, maxEvictBatch)
+	}
+	if o.StallLimit < 0 {
+		return nil, fmt.Errorf("pager: StallLimit %v is negative", o.StallLimit)
 	}
 	if o.QueueDepth == 0 {
 		o.QueueDepth = 256
 	}
-	if o.StallLimit <= 0 {
+	if o.StallLimit == 0 {
 		o.StallLimit = time.Second
 	}
 	if o.WedgeLimit == 0 {

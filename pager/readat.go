@@ -18,9 +18,12 @@ import (
 // with an error, io.EOF at the end of the region. A hit is a copy and a look
 // at the page's word; a miss parks the calling goroutine. b may be any memory,
 // also a region's.
+//
+// Errors: io.EOF; *FaultError with the errno of a page that cannot be read, or for
+// a negative off; ErrClosed.
 func (r *Region) ReadAt(b []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, r.checkRange("read", off, 0)
+		return 0, r.checkRange("read", off, int64(len(b)))
 	}
 	if r.closing.Load() {
 		return 0, ErrClosed

@@ -3,9 +3,7 @@
 package pager
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"math"
 	"runtime"
 	"sync"
@@ -13,12 +11,8 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/uffdpager/uffdpager/coro"
-	"github.com/uffdpager/uffdpager/coro/bare"
-	"github.com/uffdpager/uffdpager/pager/evict"
 	"github.com/uffdpager/uffdpager/pager/journal"
 	"github.com/uffdpager/uffdpager/pager/store"
-	"github.com/uffdpager/uffdpager/prefetch"
 )
 
 // Region is memory over a store. Its methods may be called from any goroutine.
@@ -164,207 +158,8 @@ func (r *Region) seal(page uint64, data []byte) (err error) {
 	return err
 }
 
-// Map maps a store. It owns the store from then on, also when it fails.
-// Mapping costs no I/O and no memory in proportion to the store.
-func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
-	if s == nil {
-		return nil, errors.New("pager: Map: the store is nil")
-	}
-	r, err := p.mapStore(s, o)
-	if err != nil {
-		if errors.Is(err, ErrBusy) {
-			return nil, err // the store is somebody else's already
-		}
-		return nil, errors.Join(err, s.Close())
-	}
-	return r, nil
-}
-
-func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
-	ps := o.PageSize
-	if ps == 0 {
-		ps = FrameSize
-	}
-	if ps < FrameSize || ps > MaxPageSize || ps&(ps-1) != 0 {
-		return nil, fmt.Errorf("pager: Map %s: page size %d is not a power of two from %d to %d", s, ps, FrameSize, MaxPageSize)
-	}
-	if bs := s.BlockSize(); bs > ps {
-		return nil, fmt.Errorf("pager: Map %s: pages of %d bytes are smaller than the store's blocks of %d", s, ps, bs)
-	}
-	if err := checkWrite(s, &o); err != nil {
-		return nil, err
-	}
-	if o.HugePages && (!o.ReadOnly || ps != MaxPageSize) {
-		return nil, fmt.Errorf("pager: Map %s: HugePages are for read-only regions with pages of %d bytes", s, MaxPageSize)
-	}
-	j, remove, err := p.openJournal(s, &o, ps)
-	if err != nil {
-		return nil, err
-	}
-	r, err := p.mapRegion(s, o, ps, j, remove)
-	if err != nil && j != nil {
-		err = errors.Join(err, j.Close(context.Background()))
-	}
-	return r, err
-}
-
-// mapRegion makes the region, when its store is as it was left.
-func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Journal, remove string) (*Region, error) {
-	size := s.Size()
-	if j != nil && o.ReadOnly {
-		size = j.Overlay().Length
-	}
-	if o.MaxSize < 0 || o.MinResident < 0 || o.MaxResident < 0 || o.SpillLimit < 0 {
-		return nil, fmt.Errorf("pager: Map %s: negative size in options", s)
-	}
-	if o.MaxSize != 0 && o.MaxSize < size {
-		return nil, fmt.Errorf("pager: Map %s: MaxSize %d is less than the size %d", s, o.MaxSize, size)
-	}
-	if o.Writeback.Rate < 0 || o.Writeback.DirtyShare < 0 || o.Writeback.DirtyShare > 1 {
-		return nil, fmt.Errorf("pager: Map %s: Writeback.Rate %d or DirtyShare %v is out of range", s, o.Writeback.Rate, o.Writeback.DirtyShare)
-	}
-	if o.Durability > Atomic || o.OnReadError > Wait {
-		return nil, fmt.Errorf("pager: Map %s: unknown Durability or OnReadError", s)
-	}
-	if size == 0 && o.MaxSize == 0 {
-		return nil, fmt.Errorf("pager: Map %s: the store is empty, and MaxSize does not let it grow", s)
-	}
-	shift := uint32(0)
-	for 1<<shift < ps {
-		shift++
-	}
-	fpp := int64(1) << (shift - frameShift)
-	if p.budget.Load() < 4*fpp {
-		return nil, fmt.Errorf("%w: pages of %d bytes need a budget of %d", ErrBudget, ps, 4*ps)
-	}
-	r := &Region{p: p, shift: shift, fpp: fpp, name: s.String(), store: s, opt: o, mapSize: size, begun: time.Now(), done: make(chan struct{})}
-	if o.MaxResident > 0 {
-		if r.maxFrames = o.MaxResident >> frameShift; r.maxFrames < 4*fpp {
-			return nil, fmt.Errorf("%w: MaxResident %d is less than four pages of %d", ErrBudget, o.MaxResident, ps)
-		}
-	}
-	if o.MinResident > 0 && (o.MinResident>>frameShift > p.pinnable.Load() || o.MaxResident > 0 && o.MinResident > o.MaxResident) {
-		return nil, fmt.Errorf("%w: MinResident %d is more than the budget leaves or MaxResident allows", ErrBudget, o.MinResident)
-	}
-	reach := max(size, o.MaxSize)
-	if err := sp.open(r, reach, shift, p.opt.Park); err != nil {
-		return nil, err
-	}
-	d := r.d
-	r.base, r.dir, r.scarce = bare.Ptr(d.base), d.dir, &p.w.scarce
-	d.pages = (uint64(reach) + 1<<shift - 1) >> shift
-	d.length, d.stored = uint64(size), uint64(s.Size())
-	if err := r.openWrite(reach, j, remove); err != nil {
-		sp.release(r)
-		return nil, err
-	}
-	d.words = p.w
-	d.setRetry(o.Retry)
-	d.minResident = o.MinResident >> frameShift
-	r.rawErr, r.posts = r.setFlags(o), r.mayPost()
-	pol := o.Prefetch
-	if pol == nil {
-		pol = prefetch.Readahead(prefetch.ReadaheadOptions{})
-	}
-	r.setPolicy(pol)
-	r.domain = p.shared
-	if o.Evict != nil || r.maxFrames > 0 || fpp != 1 {
-		r.domain = &domain{policy: o.Evict, region: r}
-		if o.Evict == nil {
-			r.domain.policy = evict.NewS3FIFO()
-		} else if p.opt.WedgeLimit > 0 {
-			r.domain.policy = &watchedEvict{o.Evict, r}
-		}
-		r.domain.policy.SetCapacity(p.capacityOf(r.domain))
-		p.evictMu.Lock()
-		p.domains = append(p.domains, r.domain)
-		p.evictMu.Unlock()
-	}
-	p.mu.Lock()
-	if p.closed.Load() {
-		p.mu.Unlock()
-		p.forget(r)
-		if r.atomic != nil {
-			r.atomic.stopAtomic()
-		}
-		sp.release(r)
-		return nil, errors.Join(ErrClosed, r.closeWrite())
-	}
-	p.regions[r] = struct{}{}
-	p.mu.Unlock()
-	p.setLargestPage(fpp)
-	sp.regions.Store(d.index, r)
-	atomic.StoreUint32(&d.state, descLive)
-	return r, nil
-}
-
-// setFlags tells the handler what kind of region it is; the result is Raw's.
-func (r *Region) setFlags(o RegionOptions) error {
-	d := r.d
-	if o.ReadOnly {
-		d.flags |= descReadOnly
-		r.lends = r.fpp<<frameShift <= loanBytes
-		if sp.moves && o.HugePages {
-			d.flags |= descMoves
-			r.p.moves.Store(true)
-		}
-	}
-	if r.opt.Prefetch != prefetch.None() {
-		d.flags |= descNotices
-	}
-	if o.OnReadError == Wait {
-		d.flags |= descWaitError
-	}
-	if r.p.opt.Park == coro.Restart {
-		d.flags |= descRestart
-	}
-	if sp.rawErr != nil {
-		return sp.rawErr
-	}
-	if !sp.wp && !o.ReadOnly {
-		return unsupported("raw access to a writable region needs write-protect faults")
-	}
-	if r.p.opt.Park == coro.Restart {
-		return unsupported("raw access is off: faults restart closures (park mode restart)")
-	}
-	k, ok := r.store.Kernel()
-	if !ok {
-		return fmt.Errorf("%w: store %s has no kernel form", ErrCannotPark, r.name)
-	}
-	if o.Verify != nil || o.Seal != nil {
-		return fmt.Errorf("%w: the region has hooks on the way of its pages", ErrCannotPark)
-	}
-	if k.FD >= 0 {
-		d.fd, d.fdOff = int32(k.FD), uint64(k.Off)
-	} else {
-		d.mem = unsafe.Pointer(unsafe.SliceData(k.Mem))
-	}
-	if r.journal != nil {
-		k, ok := r.write.side.Kernel()
-		if !ok {
-			return fmt.Errorf("%w: journal %s has no kernel form", ErrCannotPark, r.write.side)
-		}
-		if k.FD >= 0 {
-			d.sideFD = int32(k.FD)
-			d.sideOff += uint64(k.Off)
-		} else {
-			d.sideMem = unsafe.Pointer(unsafe.SliceData(k.Mem))
-		}
-	}
-	if k.Sums != nil {
-		d.sums = unsafe.Pointer(unsafe.SliceData(k.Sums))
-	}
-	d.flags |= descRaw
-	// BeforeWrite, and the writing of checksums, are Go code on the way out
-	// only: without a P pages can still be read, but not written.
-	if !o.ReadOnly && !o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && (d.sums == nil || d.sideMap != nil) {
-		d.flags |= descServeDirty
-	}
-	return nil
-}
-
-// Close refuses new work, syncs a writable region, waits for pins and for
-// running View and Update, ends every other wait with ErrClosed, and releases
+// Close refuses new work, syncs a writable region (of an Atomic one, brings what is
+// committed to the store and drops the rest), waits for pins and for running View and Update, ends every other wait with ErrClosed, and releases
 // everything. Later touches of Bytes fault. A second Close waits for the first
 // and returns its error.
 func (r *Region) Close() error {
@@ -429,7 +224,8 @@ func (r *Region) close() error {
 	p.evictMu.Lock() // an eviction may still be giving spans back, or cooling
 	p.evictMu.Unlock()
 	p.forget(r)
-	err := errors.Join(syncErr, r.closeJournal(), r.closeWrite(), r.store.Close())
+	err := errors.Join(syncErr, r.closeJournal(), r.closeSide(d.pages), r.store.Close())
+	letGo(r.store)
 	r.lastLen = r.Len()
 	r.released.Store(true)
 	sp.release(r)

@@ -18,8 +18,11 @@ import (
 // Resize changes the size, within RegionOptions.MaxSize. Slices taken before
 // stay valid for what they cover; touches past the new end fault. New bytes
 // read as zeros and cost no I/O until written. Pages past a smaller end are
-// dropped, written or not; it waits for pins on them (and for ctx). A read-only
-// region cannot be resized. That of an Atomic region is part of the next Commit.
+// dropped, written or not; it waits for pins on them (and for ctx). That of an Atomic
+// region is part of the next Commit.
+//
+// Errors: ErrReadOnly; a size below 0 or above MaxSize; *FaultError of a store that
+// cannot be cut or grown (a device: errors.ErrUnsupported); ctx.Err; ErrClosed.
 func (r *Region) Resize(ctx context.Context, size int64) error {
 	if err := r.writableErr(); err != nil {
 		return err
@@ -259,7 +262,11 @@ func dropDirty(d *desc, page uint64) bool {
 // back: it punches a hole into a file and zeroes out a device. It waits for
 // I/O and for pins on whole pages of the range (and for ctx). What was written
 // to the range before and not synced is gone. In a Private or Atomic region the
-// range becomes pages of zeros, and the store keeps its space.
+// range becomes pages of zeros, and the store keeps its space. off and n need no
+// alignment.
+//
+// Errors: ErrReadOnly; *FaultError of the store, or of a range that is not within the
+// region; ctx.Err; ErrClosed. What was discarded before the error stays so.
 func (r *Region) Discard(ctx context.Context, off, n int64) error {
 	if err := r.writableErr(); err != nil {
 		return err

@@ -126,6 +126,9 @@ func (r *Region) SyncRange(ctx context.Context, off, n int64) error {
 	if r.atomic != nil {
 		return unsupported("an Atomic region is made durable as a whole: Commit, or Sync")
 	}
+	if ctx == nil {
+		return errNoContext
+	}
 	if r.closing.Load() {
 		return ErrClosed
 	}
@@ -155,6 +158,9 @@ func (s *SyncOp) Err() error {
 
 // Wait waits for Done or ctx and returns Err or ctx.Err.
 func (s *SyncOp) Wait(ctx context.Context) error {
+	if ctx == nil {
+		return errNoContext
+	}
 	select {
 	case <-s.done:
 		return s.err

@@ -76,8 +76,11 @@ func (r *Region) bracket(ctx context.Context, fn func(mem []byte) error, write b
 	if write && !sp.wp {
 		return unsupported("Update needs write-protect faults: nobody would notice what it stores")
 	}
-	if err := ctx.Err(); err != nil {
+	if err := ended(ctx); err != nil {
 		return err
+	}
+	if fn == nil {
+		return errors.New("pager: the function of View or Update is nil")
 	}
 	n := r.views.enter()
 	defer n.Add(-1)

@@ -35,7 +35,7 @@ func openRetry(path string, flags int, perm uint32) (int, error) {
 // openError words a refused open.
 func openError(path string, err error) error {
 	if err == unix.EBUSY { // O_EXCL on a device that is mounted or claimed
-		return fmt.Errorf("store: open %s: %w (%w)", path, ErrBusy, err)
+		return fmt.Errorf("store: %s is in use by another opener: %w (%w)", path, ErrBusy, err)
 	}
 	return fmt.Errorf("store: open %s: %w", path, err)
 }
@@ -196,7 +196,7 @@ func (f *File) lock(o FileOptions) error {
 		f.locked = true
 		return nil
 	case unix.EAGAIN, unix.EACCES:
-		return fmt.Errorf("store: %s is locked: %w (%w)", f.name, ErrBusy, err)
+		return fmt.Errorf("store: %s is locked by another opener: %w (%w)", f.name, ErrBusy, err)
 	default:
 		return fmt.Errorf("store: %s cannot be locked (LockNever opens it without): %w", f.name, err)
 	}

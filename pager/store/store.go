@@ -84,8 +84,8 @@ type Kernel struct {
 var ErrReadOnly = errors.New("store: read-only")
 
 // ErrBusy is returned by a writable open of a file or device that another
-// opener, in this process or another one, holds.
-var ErrBusy = errors.New("store: in use by another opener")
+// opener, in this process or another one, holds. Package pager has it too.
+var ErrBusy = errors.New("busy")
 
 // ErrEmpty is returned for a file or device of length zero: there is nothing
 // to map.

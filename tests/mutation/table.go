@@ -402,13 +402,13 @@ var table = []mutation{
 	{
 		name:  "before-write-passed-by",
 		what:  "a thread without a P writes pages although there is a BeforeWrite, which it cannot ask",
-		edits: []edit{{"pager/region.go", "!o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && ", "!o.Writeback.NoSteal && "}},
+		edits: []edit{{"pager/map.go", "!o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && ", "!o.Writeback.NoSteal && "}},
 		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/BeforeWrite/kernel=true/block",
 	},
 	{
 		name:  "no-steal-passed-by",
 		what:  "a thread without a P writes pages in spite of NoSteal",
-		edits: []edit{{"pager/region.go", "!o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && ", "o.Writeback.BeforeWrite == nil && "}},
+		edits: []edit{{"pager/map.go", "!o.Writeback.NoSteal && o.Writeback.BeforeWrite == nil && ", "o.Writeback.BeforeWrite == nil && "}},
 		pkg:   "tests/hostile", test: "TestRawStoresAtTheLimit/NoSteal/kernel=true/block",
 	},
 	{
@@ -528,7 +528,7 @@ var table = []mutation{
 	{
 		name:  "pins-lent-in-writable",
 		what:  "a pin of a page that can be stored to has the buffer that it was read to",
-		edits: []edit{{"pager/region.go", "	d := r.d\n	if o.ReadOnly {", "	d := r.d\n	r.lends = true\n	if o.ReadOnly {"}},
+		edits: []edit{{"pager/map.go", "	d := r.d\n	if o.ReadOnly {", "	d := r.d\n	r.lends = true\n	if o.ReadOnly {"}},
 		pkg:   "pager", test: "TestAMissThatPinsHasTheReadBuffer", quick: true,
 	},
 	{

@@ -1,0 +1,192 @@
+//go:build linux
+
+package pager
+
+import (
+	"context"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/store"
+)
+
+// closings counts how often a store is closed.
+type closings struct {
+	store.Store
+	n int
+}
+
+func (c *closings) Close() error { c.n++; return c.Store.Close() }
+
+// What makes no sense is refused with the name of the option and what would do, and
+// nothing is made or kept: both stores are closed, once.
+func TestMapRefusesOptions(t *testing.T) {
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	dir := t.TempDir()
+	for want, o := range map[string]RegionOptions{
+		"PageSize 5000 is not a power of two from 4096 to 2097152": {PageSize: 5000},
+		"PageSize -1 ":                       {PageSize: -1},
+		"MaxSize -1 is negative":             {MaxSize: -1},
+		"MinResident -2 is negative":         {MinResident: -2},
+		"MaxResident -3 is negative":         {MaxResident: -3},
+		"SpillLimit -4 is negative":          {Private: true, SpillLimit: -4},
+		"Writeback.Rate -5 is negative":      {Writeback: Writeback{Rate: -5}},
+		"Writeback.DirtyShare 1.5 ":          {Writeback: Writeback{DirtyShare: 1.5}},
+		"Writeback.DirtyShare NaN ":          {Writeback: Writeback{DirtyShare: math.NaN()}},
+		"Durability 9 is neither":            {Durability: 9},
+		"OnReadError 9 is neither":           {OnReadError: 9},
+		"Retry.Pause -1 is negative":         {Retry: Retry{Pause: -1}},
+		"Retry.MaxPause -1 is negative":      {Retry: Retry{MaxPause: -1}},
+		"both Private and Atomic":            {Private: true, Durability: Atomic},
+		"both Private and ReadOnly":          {Private: true, ReadOnly: true},
+		"HugePages are for read-only":        {HugePages: true},
+		"Journal.Limit -1 is negative":       {Durability: Atomic, Journal: JournalOptions{Path: filepath.Join(dir, "limit"), Limit: -1}},
+		"Journal.ID has 129 bytes, more tha": {Durability: Atomic, Journal: JournalOptions{Path: filepath.Join(dir, "id"), ID: strings.Repeat("x", 129)}},
+		"Journal.Path or Journal.Store, not": {Durability: Atomic, Journal: JournalOptions{Path: filepath.Join(dir, "both")}},
+		"needs Journal.Path or Journal.Stor": {Durability: Atomic},
+	} {
+		s := &closings{Store: store.NewMemory(8 * FrameSize)}
+		j := &closings{Store: store.NewMemory(0)}
+		withStore := !strings.HasPrefix(want, "needs") && o.Journal.ID == "" && o.Journal.Limit == 0
+		if withStore {
+			o.Journal.Store = j
+		}
+		_, err := p.Map(s, o)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "Map memory") {
+			t.Errorf("%q: %v", want, err)
+		}
+		if s.n != 1 || withStore && j.n != 1 {
+			t.Errorf("%q: the store was closed %d times, the journal's %d", want, s.n, j.n)
+		}
+	}
+	if left, err := os.ReadDir(dir); len(left) != 0 || err != nil {
+		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+// A store cannot be its own journal.
+func TestMapRefusesAStoreAsItsJournal(t *testing.T) {
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	s := &closings{Store: store.NewMemory(8 * FrameSize)}
+	_, err := p.Map(s, RegionOptions{Durability: Atomic, Journal: JournalOptions{Store: s}})
+	if err == nil || !strings.Contains(err.Error(), "own store") || s.n != 1 {
+		t.Errorf("%v; closed %d times", err, s.n)
+	}
+}
+
+// Map owns the store also when the journal is somebody else's: the file can be opened
+// again. A store that is mapped already is left alone.
+func TestMapOwnsTheStoreWhoseJournalIsInUse(t *testing.T) {
+	needProtection(t)
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	name := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(name, make([]byte, 8*FrameSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := store.OpenFile(name+".journal", store.FileOptions{Create: true, Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	for range 2 {
+		s, err := store.OpenFile(name, store.FileOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Map(s, RegionOptions{Durability: Atomic}); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), ".journal is locked") {
+			t.Fatal(err)
+		}
+	}
+	s := &closings{Store: store.NewMemory(8 * FrameSize)}
+	r, err := p.Map(s, RegionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []RegionOptions{{}, {PageSize: 1}, {Durability: Atomic, Journal: JournalOptions{Store: s}}} {
+		if _, err := p.Map(s, o); !errors.Is(err, ErrBusy) || s.n != 0 {
+			t.Errorf("mapped twice: %v; closed %d times", err, s.n)
+		}
+	}
+	if err := r.Close(); err != nil || s.n != 1 {
+		t.Errorf("%v; closed %d times", err, s.n)
+	}
+}
+
+// A context that is nil is an error, and leaves nothing behind that Close would wait for.
+func TestNilContext(t *testing.T) {
+	needProtection(t)
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	for name, o := range map[string]RegionOptions{
+		"InPlace": {}, "ReadOnly": {ReadOnly: true}, "Atomic": {Durability: Atomic, Journal: JournalOptions{Store: store.NewMemory(0)}},
+	} {
+		r, err := p.Map(store.NewMemory(64*FrameSize), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var none context.Context
+		errs := map[string]error{
+			"AcquireV":  r.AcquireV(none, []Range{{Off: 0, Len: 1}}, make([]Pin, 1)),
+			"View":      r.View(none, func([]byte) error { return nil }),
+			"a nil fn":  r.View(context.Background(), nil),
+			"SyncRange": r.SyncRange(none, 0, 1),
+		}
+		_, errs["Acquire"] = r.Acquire(none, 0, 1)
+		if !o.ReadOnly {
+			_, errs["AcquireWrite"] = r.AcquireWrite(none, FrameSize, 1)
+			errs["Update"] = r.Update(none, func([]byte) error { return nil })
+			errs["Sync"] = r.Sync(none)
+			errs["Resize"] = r.Resize(none, 5)
+			errs["Discard"] = r.Discard(none, 0, 5)
+			op, err := r.SyncEventfd(0, r.Len(), -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			errs["SyncOp.Wait"] = op.Wait(none)
+		}
+		if o.Durability == Atomic {
+			errs["Commit"] = r.Commit(none)
+			errs["Pager.Commit"] = p.Commit(none, r)
+			errs["Commit of nil"] = p.Commit(context.Background(), nil)
+		}
+		l, err := r.LockEventfd(0, 1, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		errs["Lock.Wait"] = l.Wait(none)
+		l.Unlock()
+		for what, err := range errs {
+			if err == nil || !strings.Contains(err.Error(), "nil") && !errors.Is(err, ErrNotSupported) {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// The options of New are refused by name, too.
+func TestNewRefusesOptions(t *testing.T) {
+	for want, o := range map[string]Options{
+		"QueueDepth 40000 is not from 0 to 32768": {QueueDepth: 40000},
+		"QueueDepth -1 is not":                    {QueueDepth: -1},
+		"EvictBatch 257 is not from 0 to 256":     {EvictBatch: 257},
+		"StallLimit -1s is negative":              {StallLimit: -time.Second},
+		"budget of -1 bytes":                      {Budget: -1},
+		"no engine":                               {Engine: aio.Kind(99)},
+		"unknown park mode 99":                    {Park: 99},
+	} {
+		if p, err := New(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", want, err)
+			if err == nil {
+				p.Close()
+			}
+		}
+	}
+}
