@@ -390,7 +390,8 @@ func TestBuffersWithoutMemoryAreTakenLast(t *testing.T) {
 // Generations are used again after 2³² claims, a matter of an hour or two, and a page
 // that is hit stays for longer than that: its number is another page's as well by then.
 func TestUnmappedPagesWithTheSameGeneration(t *testing.T) {
-	p, r, data := unmappedRegion(t, 256, 64*FrameSize)
+	const pages = 1024 // of 64 chains or more, so that some are in that of page 3
+	p, r, data := unmappedRegion(t, pages, 64*FrameSize)
 	defer p.Close()
 	readPageOf(t, r, data, 3)
 	_, w := r.d.look(3)
@@ -402,7 +403,7 @@ func TestUnmappedPagesWithTheSameGeneration(t *testing.T) {
 	}
 	other := uint64(4)
 	for chain(other) != chain(3) {
-		if other++; other == 256 {
+		if other++; other == pages {
 			t.Fatal("no page is in the same chain")
 		}
 	}
