@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -40,7 +41,8 @@ var ZeroSum = crc32.Checksum(make([]byte, SumBlock), castagnoli)
 // ChecksumOptions configure NewChecksummed.
 type ChecksumOptions struct {
 	// Create makes new sums for what the data holds now, reading all of it.
-	// Without it, a sums store that holds none is an error.
+	// Without it, a sums store that holds none is an error (ErrNoSums); with it, one
+	// that holds something else is.
 	Create bool
 }
 
@@ -98,6 +100,15 @@ const (
 //
 // Discard, and Truncate to less, wait for a flush.
 func NewChecksummed(data, sums Store, o ChecksumOptions) (*Checksummed, error) {
+	if data == nil || sums == nil || reflect.TypeOf(data).Comparable() && data == sums {
+		err := invalid("NewChecksummed needs two stores, one for the data and one for its sums")
+		for _, s := range []Store{data, sums} {
+			if s != nil {
+				return nil, errors.Join(err, s.Close())
+			}
+		}
+		return nil, err
+	}
 	c := &Checksummed{
 		data: data, sums: sums,
 		open: map[int64]*openBlock{}, stale: map[int64]struct{}{}, torn: map[int64]error{},

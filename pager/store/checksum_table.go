@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -97,7 +98,7 @@ func checkHeader(b []byte) error {
 	want := header()
 	switch {
 	case [8]byte(b[:8]) != sumMagic:
-		return ErrNoSums
+		return fmt.Errorf("%w; ChecksumOptions.Create makes them", ErrNoSums)
 	case string(b[:sumHeaderBytes]) != string(want[:sumHeaderBytes]):
 		return fmt.Errorf("%w: the header is damaged or of another version (%d)", ErrNoSums, binary.LittleEndian.Uint32(b[8:]))
 	}
@@ -119,6 +120,19 @@ func (c *Checksummed) setUp(o ChecksumOptions) error {
 	}
 	c.table = tableOf(c.mem)
 	c.n.Store(blocks(size))
+	b := c.scribe.buf[:sumPage]
+	n, err := c.scribe.readSome(c.sums, b, 0)
+	if err != nil {
+		return c.fail("read the sums", err)
+	}
+	clear(b[n:])
+	// Before anything is written: it may be the wrong file.
+	switch err := checkHeader(b); {
+	case err != nil && !o.Create:
+		return c.fail("open", err)
+	case err != nil && [8]byte(b[:8]) != sumMagic && !bytes.Equal(b, zeroBlock[:sumPage]):
+		return c.fail("create the sums", invalid("%s has something else in it, and is left as it is", c.sums))
+	}
 	if want := SumsSize(size); c.sums.Size() < want {
 		if !c.sums.Writable() {
 			return c.fail("open", fmt.Errorf("%w: %d bytes of sums, want %d", ErrNoSums, c.sums.Size(), want))
@@ -129,13 +143,6 @@ func (c *Checksummed) setUp(o ChecksumOptions) error {
 	}
 	if o.Create {
 		return c.create()
-	}
-	b := c.scribe.buf[:sumPage]
-	if err := c.scribe.read(c.sums, b, 0); err != nil {
-		return c.fail("read the sums", err)
-	}
-	if err := checkHeader(b); err != nil {
-		return c.fail("open", err)
 	}
 	return c.load()
 }

@@ -121,6 +121,44 @@ func TestChecksummedFindsWhatIsWrong(t *testing.T) {
 	}
 }
 
+// A file that is no file of sums, the data itself by mistake, is neither written nor
+// made longer; and there must be two stores.
+func TestChecksummedLeavesOtherFiles(t *testing.T) {
+	for _, create := range []bool{false, true} {
+		for _, n := range []int{0, 1, 100, sumPage, 2*sumPage + 77} {
+			content := noise(uint64(n), n)
+			sums := NewSlice(slices.Clone(content))
+			c, err := NewChecksummed(NewMemory(3*SumBlock), sums, ChecksumOptions{Create: create})
+			if create && n == 0 {
+				if err != nil {
+					t.Errorf("Create in an empty store: %v", err)
+					continue
+				}
+				c.Close()
+				continue
+			}
+			if err == nil || create == errors.Is(err, ErrNoSums) {
+				t.Errorf("create %v, %d bytes of something else: %v", create, n, err)
+			}
+			if !bytes.Equal(sums.Bytes(), content) {
+				t.Errorf("create %v, %d bytes of something else: changed", create, n)
+			}
+		}
+	}
+	m := NewMemory(3 * SumBlock)
+	for _, two := range [][2]Store{{nil, nil}, {m, nil}, {nil, NewMemory(1)}, {m, m}} {
+		if _, err := NewChecksummed(two[0], two[1], ChecksumOptions{Create: true}); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("%v: %v", two, err)
+		}
+	}
+	if _, err := NewRecording(nil, nil); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("a record of nothing: %v", err)
+	}
+	if f := NewFaulty(nil, FaultyOptions{}); f.Size() != 0 || f.Truncate(1) == nil || f.Close() != nil {
+		t.Errorf("%v can be used", f)
+	}
+}
+
 // Random histories against a model, with reopening.
 func TestChecksummedAgainstAModel(t *testing.T) {
 	h := hand(t)

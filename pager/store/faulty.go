@@ -91,6 +91,9 @@ type flight struct {
 
 // NewFaulty wraps s, which it owns.
 func NewFaulty(s Store, o FaultyOptions) *Faulty {
+	if s == nil {
+		s = &memory{broken: invalid("NewFaulty of a store that is nil")} // whoever uses it is told
+	}
 	f := &Faulty{
 		below:  s,
 		o:      o,

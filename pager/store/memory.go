@@ -56,7 +56,13 @@ func NewMemoryOf(b []byte) Store {
 func (m *memory) Size() int64    { return m.size.Load() }
 func (m *memory) BlockSize() int { return 1 }
 func (m *memory) Writable() bool { return true }
-func (m *memory) String() string { return "memory" }
+
+func (m *memory) String() string {
+	if m.broken != nil {
+		return "memory (" + m.broken.Error() + ")"
+	}
+	return "memory"
+}
 
 func (m *memory) usable() error {
 	if m.closed.Load() {

@@ -47,6 +47,9 @@ type Recording struct {
 // NewRecording wraps s, which it owns, also on error, and reads all of it into
 // the Go heap. With a Recorder of nil the store has one of its own.
 func NewRecording(s Store, with *Recorder) (*Recording, error) {
+	if s == nil {
+		return nil, invalid("NewRecording of a store that is nil")
+	}
 	base, err := readAll(s)
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
