@@ -125,6 +125,8 @@ func (o *compareOptions) complete(changed func(flag string) bool) error {
 	switch {
 	case o.file != "" && (changed("size") || changed("keep") || changed("dir")):
 		return errors.New("--size, --keep and --dir are about the file that is made when FILE is not given")
+	case o.file != "" && sameFile(o.html, o.file):
+		return errors.New("--html would overwrite FILE")
 	case o.size <= 0:
 		return errors.New("--size must be above 0")
 	case o.budget < pager.MinBudget:
@@ -168,11 +170,11 @@ func compare(ctx context.Context, o compareOptions, rows []compareRow, stdout, s
 	if err := compareSupported(); err != nil {
 		return err
 	}
-	var page *os.File
+	var page *output
 	if o.html != "" {
 		// Now, not after the work.
 		var err error
-		if page, err = os.Create(o.html); err != nil {
+		if page, err = openOutput("--html", o.html); err != nil {
 			return err
 		}
 		defer page.Close()

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,9 @@ const (
 	exitFailed = 1
 	exitUsage  = 2
 )
+
+// secondSignal is how long after the first signal another one counts as a second one.
+const secondSignal = 500 * time.Millisecond
 
 // usageError is a command line that makes no sense.
 type usageError struct{ err error }
@@ -45,10 +49,15 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 var errReported = errors.New("reported")
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first Ctrl-C ends the work, with its report. From then on signals
-	// have their usual effect: the second one kills.
-	context.AfterFunc(ctx, stop)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup(1), say
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	// The first Ctrl-C ends the work, with its report. A moment later signals have
+	// their usual effect: the second one kills. Not at once, for one signal may come
+	// twice: timeout(1) sends it to the process and then to its group.
+	context.AfterFunc(ctx, func() { time.AfterFunc(secondSignal, stop) })
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 

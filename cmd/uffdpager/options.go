@@ -161,7 +161,7 @@ An op touches one block of 4 KiB. Ctrl-C ends the run with its report.`,
 	f.DurationVar(&o.idle, "idle", time.Second, "how long to watch the ticker while nothing happens, before the work")
 	f.BoolVar(&o.verify, "verify", false, "compare every byte that is read (default: for files that are made)")
 	f.StringVar(&engine, "engine", "auto", "I/O engine: auto, aio, io_uring, threads")
-	f.StringVar(&park, "park", "auto", "how a fault waits: auto, in-place, block, restart")
+	f.StringVar(&park, "park", "auto", "how a fault waits: auto, in-place, block, restart, require (as in-place, or the run fails)")
 	f.StringVar(&way, "access", "auto", "way in: bytes, view, acquire, readat; auto is bytes where the region allows it, else acquire")
 	f.StringVar(&prefetch, "prefetch", "readahead", "none, readahead, stride, record=FILE, replay=FILE")
 	f.StringVar(&eviction, "evict", "s3fifo", "s3fifo, fifo")
@@ -182,6 +182,8 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 		return errors.New("--size, --keep and --dir are about the file that is made when FILE is not given")
 	case o.file == "" && o.allowWrites:
 		return errors.New("--allow-writes is about FILE; a file that is made may always be written")
+	case o.file != "" && o.prefetch.name == "record" && sameFile(o.prefetch.file, o.file):
+		return errors.New("--prefetch record would overwrite FILE")
 	case o.size <= 0:
 		return errors.New("--size must be above 0")
 	case o.budget < pager.MinBudget:
@@ -221,7 +223,7 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 		o.writeRatio = mixedWrites
 	}
 	if o.hugePages && o.writeRatio > 0 {
-		return errors.New("--huge-pages is for reading only: --write-ratio 0")
+		return errors.New("--huge-pages is for reading only: add --write-ratio 0")
 	}
 	if !changed("verify") {
 		o.verify = o.file == ""

@@ -9,21 +9,24 @@ import (
 )
 
 // open makes the policy. finish must be called when the region is closed: it
-// completes the file of a recording.
-func (p prefetchChoice) open(pageSize int64) (policy prefetch.Policy, finish func() error, err error) {
-	finish = func() error { return nil }
+// completes the file of a recording, or leaves it as it was if nothing was done.
+func (p prefetchChoice) open(pageSize int64) (policy prefetch.Policy, finish func(done bool) error, err error) {
+	finish = func(bool) error { return nil }
 	switch p.name {
 	case "none":
 		return prefetch.None(), finish, nil
 	case "stride":
 		return prefetch.Stride(prefetch.StrideOptions{}), finish, nil
 	case "record":
-		f, err := os.Create(p.file)
+		f, err := openOutput("--prefetch "+p.String(), p.file)
 		if err != nil {
-			return nil, nil, fmt.Errorf("--prefetch %s: %w", p, err)
+			return nil, nil, err
 		}
 		r := prefetch.Record(f)
-		return r, func() error {
+		return r, func(done bool) error {
+			if !done {
+				f.abandon()
+			}
 			err := errors.Join(r.Close(), f.Close())
 			if err == nil && r.Lost() > 0 {
 				err = fmt.Errorf("the disk was too slow for %s", plural(r.Lost(), "page"))

@@ -256,6 +256,96 @@ func TestRunInterrupted(t *testing.T) {
 	}
 }
 
+// FILE is only ever read, whatever a flag names, and what a file held is lost only to
+// a result.
+func TestResultsDoNotOverwrite(t *testing.T) {
+	dir := t.TempDir()
+	file, old, fresh := filepath.Join(dir, "file"), filepath.Join(dir, "old"), filepath.Join(dir, "fresh")
+	content := bytes.Repeat([]byte("content\n"), 1<<14)
+	link := filepath.Join(dir, "link")
+	if err := errors.Join(os.WriteFile(file, content, 0o600), os.WriteFile(old, content, 0o600), os.Symlink(file, link)); err != nil {
+		t.Fatal(err)
+	}
+	missing := filepath.Join(dir, "missing")
+	for _, c := range []struct {
+		status int
+		says   string
+		args   []string
+	}{
+		{exitUsage, "would overwrite FILE", []string{"run", file, "--prefetch", "record=" + file}},
+		{exitUsage, "would overwrite FILE", []string{"run", file, "--prefetch", "record=" + link}},
+		{exitUsage, "would overwrite FILE", []string{"compare", link, "--html", file}},
+		{exitFailed, missing, []string{"run", missing, "--prefetch", "record=" + old}},
+		{exitFailed, missing, []string{"run", missing, "--prefetch", "record=" + fresh}},
+		{exitFailed, missing, []string{"compare", missing, "--html", old}},
+		{exitFailed, missing, []string{"compare", missing, "--html", fresh}},
+	} {
+		status, _, stderr := runProgram(t, c.args...)
+		if status != c.status || !strings.Contains(stderr, c.says) {
+			t.Errorf("%q: status %d, %q", c.args, status, stderr)
+		}
+		for _, name := range []string{file, old} {
+			if b, err := os.ReadFile(name); err != nil || !bytes.Equal(b, content) {
+				t.Fatalf("%q: %s has %d bytes, %v", c.args, name, len(b), err)
+			}
+		}
+		if _, err := os.Stat(fresh); err == nil {
+			t.Errorf("%q: %s is left", c.args, fresh)
+		}
+	}
+	// A shorter trace in place of something longer is a trace all the same.
+	status, _, stderr := runProgram(t, "run", file, "--idle", "20ms", "--ops", "100", "--budget", "64KiB", "--prefetch", "record="+old)
+	if status != exitDone {
+		t.Fatal(stderr)
+	}
+	if status, _, stderr = runProgram(t, "run", file, "--idle", "20ms", "--ops", "100", "--budget", "64KiB", "--prefetch", "replay="+old); status != exitDone {
+		t.Error(stderr)
+	}
+}
+
+// A signal that comes to the process and then to its group, as timeout(1) sends it, is
+// one: what is under way is cleared away.
+func TestCompareInterrupted(t *testing.T) {
+	needRaw(t)
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		cmd, dir, stdout, stderr := program(t, "compare", "--size", "16MiB", "--budget", "2MiB", "--rows", "acquire,bytes", "--duration", "1h", "--html", "page.html")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		children := filepath.Join("/proc", itoa(cmd.Process.Pid), "task")
+		waitForChild(t, children)
+		for range 2 {
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if status := statusOf(t, cmd.Wait(), stderr); status != exitFailed || stderr.String() != "uffdpager: interrupted\n" || stdout.Len() != 0 {
+			t.Errorf("%v: status %d, %q, %q", sig, status, stderr, stdout)
+		}
+		if left := names(t, dir); len(left) != 0 {
+			t.Errorf("%v: %q is left", sig, left)
+		}
+	}
+}
+
+// waitForChild returns when a thread below tasks has a child.
+func waitForChild(t *testing.T, tasks string) {
+	t.Helper()
+	for end := time.Now().Add(programDeadline / 2); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		lists, _ := filepath.Glob(filepath.Join(tasks, "*", "children"))
+		for _, name := range lists {
+			if b, err := os.ReadFile(name); err == nil && len(bytes.TrimSpace(b)) > 0 {
+				return
+			}
+		}
+		if len(lists) == 0 {
+			t.Skip("/proc does not list children here")
+		}
+	}
+	t.Fatal("no row begins")
+}
+
 // Not even SIGKILL leaves a file behind that was not to be kept.
 func TestRunKilled(t *testing.T) {
 	cmd, dir, _, _ := program(t, "run", "--idle", "20ms", "--size", "16MiB", "--budget", "1MiB", "--duration", "1h")

@@ -90,7 +90,7 @@ func (j *job) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, finish()) }()
+	defer func() { err = errors.Join(err, finish(j.r.Ops > 0)) }()
 
 	file, st, kind, err := j.open(ctx)
 	if err != nil {
