@@ -11,7 +11,7 @@ import (
 // Park in place: the goroutine that faulted is made to look as if the runtime
 // had preempted it, asynchronously, at the very instruction, except that it
 // then parks instead of yielding. docs/park-in-place.md explains each step to
-// somebody who wants to find the hole; internals_linux_amd64.go lists all that
+// somebody who wants to find the hole; internals_unsafe_linux_amd64.go lists all that
 // is assumed of the runtime.
 //
 // The frame that park builds, addresses descending. base is where the

@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
-	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -219,7 +218,6 @@ func TestRecordNothing(t *testing.T) {
 type stuckWriter struct {
 	bytes.Buffer
 	release chan struct{}
-	once    sync.Once
 }
 
 func (w *stuckWriter) Write(p []byte) (int, error) {

@@ -214,10 +214,8 @@ func (b *bench) recordBlocks(r *reader, blocks int64, began, ended time.Duration
 	r.ops.Store(r.ops.Load() + blocks)
 }
 
-// take reads every byte of a block, and proves where it belongs if the file is
+// takeBlock reads every byte of a block, and proves where it belongs if the file is
 // stamped.
-func (b *bench) take(mem []byte, off int64) error { return takeBlock(mem, off, b.spec.Stamped) }
-
 func takeBlock(mem []byte, off int64, stamped bool) error {
 	s := sum(mem)
 	if stamped {
