@@ -21,12 +21,14 @@ import (
 //	                claim (requester or fault server; owns a frame from here)
 //	     ┌─────────┐ ─────────────────────────▶ ┌─────────┐ ◀──┐ take over
 //	     │ Missing │                            │ Loading │ ───┘ (server, new generation)
-//	     └─────────┘ ◀───────────────────────── └─────────┘
-//	       ▲    ▲      failed; cancelled (server)    │ owner, generation unchanged
-//	       │    │                                    ▼
-//	       │  ┌────────┐ server's read failed,  ┌────────────┐
-//	       │  │ Failed │ ◀ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─  │ Installing │ bounded; ─▶ Dirty at once if it is
-//	       │  └────────┘ somebody waits         └────────────┘ to be stored to, see born.go
+//	     └─────────┘ ◀───────────────────────── └─────────┘ ◀─ read anew ─ ┌────────┐
+//	       ▲           failed; cancelled (server);   │   └ ─ ─ ─ ─ ─ ─ ─ ▶ │ Failed │
+//	       │           unmapped, and leaves          │    the server's     └────────┘
+//	       │                                         │    read failed, and somebody waits
+//	       │              owner, generation unchanged▼
+//	       │                                    ┌────────────┐
+//	       │                                    │ Installing │ bounded; ─▶ Dirty at once if it is
+//	       │                                    └────────────┘ to be stored to, see born.go
 //	       │                                         │ UFFDIO_COPY done
 //	  ┌──────────┐  evict batch, pins = 0            ▼
 //	  │ Evicting │ ◀─────────────────────────  ┌──────────┐ ◀──────────────┐
@@ -45,9 +47,13 @@ import (
 //	                                               └──────────────────────┘
 //	                                            failed, written to again, write-pinned
 //
+// A page that has been read need not be mapped: it stays Loading, with flagMark, and its
+// bytes are in a buffer (marker.go, unmapped.go) until somebody needs the mapping, or
+// it leaves.
+//
 // A page that WriteAt writes whole while it is absent is not read: it goes from
-// Installing to Dirty, or to Copying and Writing (through.go), or is never mapped
-// (Posted, posted.go).
+// Installing to Dirty, or to Copying and Writing (through.go), or is not mapped: Posted,
+// which with Mapping is drawn in posted.go.
 //
 // "Bounded" states last a few system calls of code that the Go scheduler
 // cannot stop (nosplit functions between coro.Unstopped and coro.Stoppable, or
