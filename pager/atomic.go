@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,12 +65,33 @@ type atomicState struct {
 const defaultInterval = 30 * time.Second
 
 // journalPath is where the journal of a store lies unless an option says
-// otherwise; "" if the store has no path.
+// otherwise; "" if it is no regular file. A file has one journal, whatever links
+// and relative names it is opened by.
 func journalPath(s store.Store) string {
-	if f, ok := s.(*store.File); ok {
-		return f.String() + ".journal"
+	f, ok := s.(*store.File)
+	if !ok {
+		return ""
 	}
-	return ""
+	name := f.String()
+	if k, _ := f.Kernel(); k.FD >= 0 {
+		var st unix.Stat_t
+		if unix.Fstat(k.FD, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			return "" // beside a device there is no disk, but memory
+		}
+		if real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", k.FD)); err == nil && isFile(real, k.FD) {
+			return real + ".journal"
+		}
+	}
+	if real, err := filepath.EvalSymlinks(name); err == nil {
+		name = real
+	}
+	return name + ".journal"
+}
+
+// isFile: the file of that name is the one that is open as fd.
+func isFile(name string, fd int) bool {
+	var a, b unix.Stat_t
+	return unix.Lstat(name, &a) == nil && unix.Fstat(fd, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // openJournal opens the journal of an Atomic region and brings what is
@@ -92,7 +114,7 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 		}
 	}
 	if jo.Store == nil && path == "" {
-		return nil, "", fmt.Errorf("pager: Map %s: the store has no path, so an Atomic region needs Journal.Path or Journal.Store", s)
+		return nil, "", fmt.Errorf("pager: Map %s: the store is no file in a directory, so an Atomic region needs Journal.Path or Journal.Store", s)
 	}
 	js := jo.Store
 	if js == nil {
@@ -280,9 +302,16 @@ func (r *Region) closeJournal() error {
 			err = a.checkpoint(ctx)
 		}
 	}
-	empty := err == nil
-	err = errors.Join(err, r.journal.Close(ctx))
-	if a := r.atomic; a != nil && empty && a.path != "" && err == nil {
+	a := r.atomic
+	if a == nil || a.path == "" || err != nil {
+		return errors.Join(err, r.journal.Close(ctx))
+	}
+	// It has nothing in it that would be missed. Not if it has been moved: what has its
+	// name is somebody else's then. (As long as it is open here nobody else can use it,
+	// and as long as the store is, nobody makes another.)
+	k, _ := r.write.side.Kernel()
+	ours := k.FD >= 0 && isFile(a.path, k.FD)
+	if err = r.journal.Close(ctx); err == nil && ours {
 		err = os.Remove(a.path)
 	}
 	return err

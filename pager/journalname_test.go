@@ -4,6 +4,7 @@ package pager
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,6 +13,65 @@ import (
 	"github.com/uffdpager/uffdpager/pager/journal"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
+
+// A file has one journal, whatever it is called and wherever the process is: what is
+// committed under one name is there under another.
+func TestAFileHasOneJournal(t *testing.T) {
+	needProtection(t)
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	dir := t.TempDir()
+	name := filepath.Join(dir, "data")
+	link := filepath.Join(dir, "elsewhere", "link")
+	if err := errors.Join(os.WriteFile(name, make([]byte, 8*FrameSize), 0o600), os.Mkdir(filepath.Dir(link), 0o700), os.Symlink("../data", link)); err != nil {
+		t.Fatal(err)
+	}
+	open := func(name string, o RegionOptions) (*Region, error) {
+		s, err := store.OpenFile(name, store.FileOptions{ReadOnly: o.ReadOnly})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Chdir(t.TempDir()) // between both
+		return p.Map(s, o)
+	}
+	t.Chdir(dir)
+	for i, first := range []string{name, link, "data", "elsewhere/link"} {
+		r, err := open(first, RegionOptions{Durability: Atomic, Journal: JournalOptions{Interval: -1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(name + ".journal"); err != nil {
+			t.Fatalf("%s: %v", first, err)
+		}
+		fill(t, r, 2, byte(i+1))
+		if err := r.Commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		for _, second := range []string{name, link} { // as if it were another process
+			if _, err := open(second, RegionOptions{ReadOnly: true}); !errors.Is(err, ErrBusy) {
+				t.Errorf("%s beside %s: %v", second, first, err)
+			}
+		}
+		// Somebody else's file of that name stays, and that ours is gone is no error.
+		if i%2 == 0 {
+			if err := os.Rename(name+".journal", name+".moved"); err != nil {
+				t.Fatal(err)
+			}
+			if i == 2 {
+				if err := os.WriteFile(name+".journal", []byte("another"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := r.Close(); err != nil {
+			t.Errorf("%s: %v", first, err)
+		}
+		if b, err := os.ReadFile(name + ".journal"); (err == nil) != (i == 2) || i == 2 && string(b) != "another" {
+			t.Errorf("%s: after Close %q, %v", first, b, err)
+		}
+		os.Remove(name + ".journal")
+		t.Chdir(dir)
+	}
+}
 
 // A file that has the name of a journal by chance keeps nobody from mapping the
 // file beside it, but by an Atomic region, and is not touched by that either.

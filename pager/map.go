@@ -93,6 +93,9 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	if err == nil && o.HugePages && (!o.ReadOnly || o.PageSize != MaxPageSize) {
 		err = fmt.Errorf("HugePages are for read-only regions with pages of %d bytes", MaxPageSize)
 	}
+	if err == nil {
+		err = p.checkFits(&o)
+	}
 	if err != nil {
 		err = fmt.Errorf("pager: Map %s: %w", s, err)
 		if !same(s, o.Journal.Store) {
@@ -170,6 +173,22 @@ func checkWrite(s store.Store, o *RegionOptions) error {
 	return nil
 }
 
+// checkFits settles whether the budget has room for such a region.
+func (p *Pager) checkFits(o *RegionOptions) error {
+	ps, budget := int64(o.PageSize), p.budget.Load()<<frameShift
+	switch {
+	case budget < 4*ps:
+		return fmt.Errorf("%w: pages of %d bytes need a budget of %d", ErrBudget, ps, 4*ps)
+	case o.MaxResident > 0 && o.MaxResident < 4*ps:
+		return fmt.Errorf("%w: MaxResident %d is less than four pages of %d", ErrBudget, o.MaxResident, ps)
+	case o.MaxResident > 0 && o.MinResident > o.MaxResident:
+		return fmt.Errorf("%w: MinResident %d is more than MaxResident %d", ErrBudget, o.MinResident, o.MaxResident)
+	case o.MinResident > p.pinnable.Load()<<frameShift:
+		return fmt.Errorf("%w: MinResident %d is more than the %d that the budget can keep for one", ErrBudget, o.MinResident, p.pinnable.Load()<<frameShift)
+	}
+	return nil
+}
+
 // mapRegion makes the region, when its store is as it was left.
 func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Journal, remove string) (*Region, error) {
 	size := s.Size()
@@ -187,18 +206,8 @@ func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Jou
 		shift++
 	}
 	fpp := int64(1) << (shift - frameShift)
-	if p.budget.Load() < 4*fpp {
-		return nil, fmt.Errorf("%w: pages of %d bytes need a budget of %d", ErrBudget, ps, 4*ps)
-	}
 	r := &Region{p: p, shift: shift, fpp: fpp, name: s.String(), store: s, opt: o, mapSize: size, begun: time.Now(), done: make(chan struct{})}
-	if o.MaxResident > 0 {
-		if r.maxFrames = o.MaxResident >> frameShift; r.maxFrames < 4*fpp {
-			return nil, fmt.Errorf("%w: MaxResident %d is less than four pages of %d", ErrBudget, o.MaxResident, ps)
-		}
-	}
-	if o.MinResident > 0 && (o.MinResident>>frameShift > p.pinnable.Load() || o.MaxResident > 0 && o.MinResident > o.MaxResident) {
-		return nil, fmt.Errorf("%w: MinResident %d is more than the budget leaves or MaxResident allows", ErrBudget, o.MinResident)
-	}
+	r.maxFrames = o.MaxResident >> frameShift
 	reach := max(size, o.MaxSize)
 	if err := sp.open(r, reach, shift, p.opt.Park); err != nil {
 		return nil, err

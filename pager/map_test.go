@@ -50,6 +50,10 @@ func TestMapRefusesOptions(t *testing.T) {
 		"Journal.ID has 129 bytes, more tha": {Durability: Atomic, Journal: JournalOptions{Path: filepath.Join(dir, "id"), ID: strings.Repeat("x", 129)}},
 		"Journal.Path or Journal.Store, not": {Durability: Atomic, Journal: JournalOptions{Path: filepath.Join(dir, "both")}},
 		"needs Journal.Path or Journal.Stor": {Durability: Atomic},
+		"pages of 2097152 bytes need a budg": {PageSize: MaxPageSize, Durability: Atomic, Journal: JournalOptions{Path: filepath.Join(dir, "large"), ID: "x"}},
+		"MaxResident 5 is less than four pa": {MaxResident: 5},
+		"MinResident 40000 is more than Max": {MinResident: 40000, MaxResident: 20000},
+		"MinResident 262144 is more than th": {MinResident: 64 * FrameSize},
 	} {
 		s := &closings{Store: store.NewMemory(8 * FrameSize)}
 		j := &closings{Store: store.NewMemory(0)}

@@ -182,8 +182,10 @@ type Retry struct {
 // may be. The zero value puts it beside the file.
 type JournalOptions struct {
 	// Path of the journal's file, which is made if it does not exist. "": the
-	// path of the region's file with ".journal" behind it; then Close removes
-	// it when it is empty.
+	// path of the region's file (that of the file itself, if it was opened by a
+	// symbolic link) with ".journal" behind it; then Close removes it when it is
+	// empty. Of a block device, and of a store that is no *store.File, Path or Store
+	// must be given.
 	Path string
 
 	// Store, if not nil, is the journal instead of a file. Map owns it, as it
