@@ -3,7 +3,9 @@ package hostile
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -170,4 +172,36 @@ func TestCheckpointToADeviceThatIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	holds(t, dev, journal, want)
+}
+
+// TestNoJournalBesideADevice: what lies beside a device is memory, so no journal is
+// made there, and that of a region over a device has to be somewhere else.
+func TestNoJournalBesideADevice(t *testing.T) {
+	fixture.NeedWrite(t)
+	if child.Isolate(t, child.Options{}) {
+		return
+	}
+	const size = 1 << 20
+	dev := loopDevice(t, fixture.File(t, size, 7))
+	p := fixture.Pager(t, pager.Options{Budget: size})
+	_, err := p.Map(fixture.OpenFile(t, dev, store.FileOptions{}), pager.RegionOptions{Durability: pager.Atomic})
+	if err == nil || !strings.Contains(err.Error(), "Journal.Path") {
+		t.Errorf("Map: %v", err)
+	}
+	if _, err := os.Stat(dev + ".journal"); err == nil {
+		t.Errorf("there is %s.journal", dev)
+		os.Remove(dev + ".journal")
+	}
+	r, err := p.Map(fixture.OpenFile(t, dev, store.FileOptions{}), pager.RegionOptions{
+		Durability: pager.Atomic, MaxSize: 2 * size, Journal: pager.JournalOptions{Path: filepath.Join(t.TempDir(), "journal")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Resize(context.Background(), 2*size); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("Resize of a device: %v", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
 }
