@@ -55,7 +55,7 @@ func rawMap(t *testing.T, po Options, s store.Store, ro RegionOptions) (*Pager, 
 	return p, r
 }
 
-// 50
+// What is written to pinned memory while Close waits for the pin is in the store.
 func TestCloseKeepsWhatWasWrittenUnderAPin(t *testing.T) {
 	name, _ := stampFile(t, 16*FrameSize)
 	s, err := store.OpenFile(name, store.FileOptions{})
@@ -82,7 +82,8 @@ func TestCloseKeepsWhatWasWrittenUnderAPin(t *testing.T) {
 	}
 }
 
-// 51
+// Readers and writers of several pages get through over a store whose transfers end before
+// Start returns.
 func TestLineOverMemoryStore(t *testing.T) {
 	p, r := rawMap(t, Options{Budget: 32 * FrameSize, StallLimit: 200 * time.Millisecond}, store.NewMemory(512*FrameSize), RegionOptions{Prefetch: prefetch.None()})
 	if !within(t, time.Minute, "readers and writers", func() {
@@ -108,7 +109,8 @@ func TestLineOverMemoryStore(t *testing.T) {
 	p.Close()
 }
 
-// 53
+// Who wants more than pins leave is told after StallLimit, also if the housekeeper has gone
+// to sleep meanwhile.
 func TestStallLimit(t *testing.T) {
 	name, _ := stampFile(t, 256*FrameSize)
 	s, _ := store.OpenFile(name, store.FileOptions{ReadOnly: true})
@@ -127,7 +129,7 @@ func TestStallLimit(t *testing.T) {
 	a.Release()
 }
 
-// 54
+// Reads, which need frames only, pass one who waits for credits.
 func TestReadsPassAWaiterForCredits(t *testing.T) {
 	name, _ := stampFile(t, 256*FrameSize)
 	s, _ := store.OpenFile(name, store.FileOptions{ReadOnly: true})
@@ -161,7 +163,7 @@ func TestReadsPassAWaiterForCredits(t *testing.T) {
 	stop.Store(true)
 }
 
-// 55
+// A store that waits for a credit goes on when pins are released.
 func TestParkedWriterGoesOnWhenPinsAreReleased(t *testing.T) {
 	name, _ := stampFile(t, 256*FrameSize)
 	s, _ := store.OpenFile(name, store.FileOptions{})
@@ -170,7 +172,7 @@ func TestParkedWriterGoesOnWhenPinsAreReleased(t *testing.T) {
 	needRaw(t, r)
 	ctx := context.Background()
 	m := r.Bytes()
-	_ = m[200*FrameSize]
+	sink += m[200*FrameSize]
 	n := p.Stats().Pinnable
 	var pins []Pin
 	for i := int64(0); i < n/FrameSize; i++ {
@@ -180,7 +182,7 @@ func TestParkedWriterGoesOnWhenPinsAreReleased(t *testing.T) {
 		}
 		pins = append(pins, pin)
 	}
-	_ = m[200*FrameSize]
+	sink += m[200*FrameSize]
 	c := make(chan struct{})
 	go func() { m[200*FrameSize] = 1; close(c) }()
 	time.Sleep(200 * time.Millisecond)
@@ -195,7 +197,7 @@ func TestParkedWriterGoesOnWhenPinsAreReleased(t *testing.T) {
 	within(t, 5*time.Second, "store after all pins are gone", func() { <-c })
 }
 
-// 59
+// A private region may grow beyond its file.
 func TestPrivateGrows(t *testing.T) {
 	name, _ := stampFile(t, 16*FrameSize)
 	s, _ := store.OpenFile(name, store.FileOptions{ReadOnly: true})
@@ -392,7 +394,7 @@ func TestManyWriters(t *testing.T) {
 	p.Close()
 }
 
-// 56
+// A region is closed while others evict its pages.
 func TestCloseAgainstEviction(t *testing.T) {
 	p, err := New(Options{Budget: 64 * FrameSize})
 	if err != nil {
