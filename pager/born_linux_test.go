@@ -438,7 +438,7 @@ func TestCutWaitsForPagesBeingBorn(t *testing.T) {
 	r, _, _ := faultyAtomic(t, p, 64, RegionOptions{})
 	fill(t, r, 3, 7)
 	pw, w := r.d.look(3)
-	c := &cut{r: r}
+	c := r.newCut()
 	for state, waits := range map[word]bool{
 		stInstalling: true, stUnlocking: true, stDirty: true, stCopying: true, stWriting: true,
 		stMissing: false, stLoading: false, stResident: false, stEvicting: false, stFailed: false,

@@ -26,11 +26,11 @@ import (
 // caller who waits to the end in any case, which holds turn (committer.go). The
 // pre-copy and the cut are in cut.go.
 //
-// Images, and the record with their checksums, are on their way together;
-// whoever has waited for them flushes, which makes all durable. The last image
-// and the record, and the flush, are carried out by the committing goroutine
-// itself (onSpot): a commit of a few pages waits for three system calls and for
-// nobody else. If anything fails before the flush, the images that are whole become
+// Images are on their way when the cut has copied them (a few go along with the record), and
+// the record follows with their checksums, which are computed meanwhile; whoever has waited for them flushes,
+// which makes all durable. The last images, the record and the flush are carried
+// out by the committing goroutine itself (onSpot): a commit of a few pages
+// waits for two system calls and for nobody else. If anything fails before the flush, the images that are whole become
 // Loose again, the pages of the others are Dirty again, and the next commit
 // takes them.
 
@@ -69,7 +69,7 @@ func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 			bare.Store32(&r.d.cut, 1)
 		}
 		for i, r := range rs {
-			cuts[i] = &cut{r: r}
+			cuts[i] = r.newCut()
 			if e := cuts[i].take(); e != nil {
 				err = e
 				cuts = cuts[:i+1]
@@ -114,17 +114,15 @@ func (p *Pager) commitTogether(rs []*Region, stop func() error) []error {
 
 // finish makes the cut durable, or takes it back.
 func (c *cut) finish() error {
-	e := c.r.p.onSpot.engine(c.r.p.engine)
-	c.write(e)
+	c.write()
 	c.await()
-	c.flush(e)
+	c.flush(c.r.p.onSpot.engine(c.r.p.engine))
 	c.await()
 	return c.conclude()
 }
 
-// write starts the writes of images and record through e, those that are not on
-// their way.
-func (c *cut) write(e aio.Engine) {
+// write starts the write of the record. The images are on their way.
+func (c *cut) write() {
 	r, a := c.r, c.r.atomic
 	c.failed = c.readRaw()
 	a.mu.Lock()
@@ -138,14 +136,13 @@ func (c *cut) write(e aio.Engine) {
 		c.rec, c.failed = c.record()
 	}
 	if c.failed != nil {
-		c.push(e)
 		return
 	}
 	c.writes.Add(len(c.rec.Ops))
 	r.repeating(c.rec.Ops, c.writes.Done)
 	c.track = tracked{kind: WedgedWrite, r: r, n: r.Len(), name: "commit record"}
 	r.p.tracks.add(&c.track)
-	c.push(e, c.rec.Ops...)
+	c.begin(c.rec.Ops...)
 }
 
 // flush starts the flush through e, when all writes of the cut have ended.
@@ -214,6 +211,9 @@ func (c *cut) conclude() error {
 // record encodes the commit. If the ring is full a checkpoint makes room.
 func (c *cut) record() (*journal.Record, error) {
 	a := c.r.atomic
+	for i := range c.entries {
+		c.entries[i].CRC = *c.r.d.slotCRC(c.entries[i].Slot)
+	}
 	for tries := 0; ; tries++ {
 		rec, err := a.j.Record(journal.Commit{Length: c.length, MinLength: c.minLength, Entries: c.entries})
 		switch {
@@ -246,8 +246,7 @@ func (c *cut) readRaw() error {
 		if err != nil {
 			return r.fault("read", e.Page, err)
 		}
-		e.CRC = journal.CRC32C(op.Buf)
-		*r.d.slotCRC(e.Slot) = e.CRC
+		*r.d.slotCRC(e.Slot) = journal.CRC32C(op.Buf)
 		c.raw = c.raw[1:]
 	}
 	return nil

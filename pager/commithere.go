@@ -17,7 +17,7 @@ import (
 // committer do it costs two hand-overs between goroutines, each of which wakes another
 // core, which makes protecting pages dearer as well: as much as the commit of a page.
 // So he does it himself while there is nothing in it that can take long but the
-// transfers, and waits for those in an engine that he can leave (aio.Leaving). What
+// transfers, and waits for those where he can leave them (aio.Begun). What
 // is left of the commit then is done by a goroutine of its own, which has his turn.
 // Whatever else would have to be waited for makes it the committer's.
 
@@ -47,7 +47,8 @@ func (a *atomicState) commitHere(ctx context.Context, s *SyncOp) {
 		a.handBack()
 		return
 	}
-	c := &cut{r: r, hasty: true}
+	c := r.newCut()
+	c.hasty = true
 	a.cutting.Store(true)
 	bare.Store32(&d.cut, 1)
 	err := c.take()
@@ -69,18 +70,20 @@ func (a *atomicState) commitHere(ctx context.Context, s *SyncOp) {
 	}
 	if len(c.raw) > 0 {
 		c.later(func(e aio.Engine) {
-			c.write(e)
+			c.write()
 			c.await()
 			c.flush(e)
 		})
 		return
 	}
-	e := aio.Leaving(r.p.onSpot.engine(r.p.engine), ctx.Done())
-	if c.write(e); !c.writes.none() {
+	c.write()
+	if c.spot.End(ctx.Done()); !c.writes.none() {
 		c.later(c.flush)
 		return
 	}
-	if c.flush(e); !c.writes.none() {
+	flush := aio.Begin(r.p.onSpot.engine(r.p.engine))
+	c.flush(flush)
+	if flush.End(ctx.Done()); !c.writes.none() {
 		c.later(func(aio.Engine) {})
 		return
 	}

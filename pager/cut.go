@@ -30,8 +30,10 @@ type cut struct {
 	length, minLength int64
 
 	writes  pending      // of images, and of the record; then the flush
+	spot    *aio.Begun   // last images and record, which are waited for here; the rest is the engine's
+	begun   int          // writes of images in it, and held
+	held    *aio.Op      // one that goes along with the record
 	running atomic.Int64 // frames of images
-	held    *aio.Op      // the last of them, which goes along with the record
 	track   tracked      // of the record, then of the flush
 
 	hasty   bool // gives up (errHasty) where it would have to wait for a device
@@ -67,6 +69,11 @@ func (p *pending) Done() {
 func (p *pending) Wait()      { p.wg.Wait() }
 func (p *pending) none() bool { return p.n.Load() == 0 }
 
+// newCut is a cut that holds nothing yet.
+func (r *Region) newCut() *cut {
+	return &cut{r: r, spot: aio.Begin(r.p.onSpot.engine(r.p.engine))}
+}
+
 // errNoSlots: the journal has no room for what is dirty.
 var errNoSlots = errors.New("no slots")
 
@@ -75,8 +82,7 @@ func (c *cut) add(w *slotWrite) {
 	c.running.Add(int64(len(w.pages)) * c.r.fpp)
 	c.mu.Lock()
 	for i, page := range w.pages {
-		slot := w.slot + uint32(i)
-		c.entries = append(c.entries, journal.Entry{Page: page, Slot: slot, CRC: *c.r.d.slotCRC(slot)})
+		c.entries = append(c.entries, journal.Entry{Page: page, Slot: w.slot + uint32(i)})
 	}
 	c.mu.Unlock()
 }
@@ -100,31 +106,47 @@ func (c *cut) written(w *slotWrite, err error) {
 	c.writes.Done()
 }
 
-// start starts a write of images, but for the latest one: that goes to the
-// device in one call with the record, which a commit of a few pages has ready a
-// moment later. await starts it in any case.
-func (c *cut) start(op *aio.Op) {
-	if c.held != nil {
-		c.r.write.side.Start(c.r.p.engine, []*aio.Op{c.held})
+// start starts a write of images. The last of a list, of which a commit of a few pages
+// has no other, is waited for where the record is: it is among the last to end, and
+// nobody has to be woken for it. If it is small it goes to the device in one call with the
+// record, which is ready a moment later.
+func (c *cut) start(op *aio.Op, last bool) {
+	switch {
+	case !last || c.begun == spotMost: // waitWindow waits for the others
+		c.r.write.side.Start(c.r.p.engine, []*aio.Op{op})
+	case len(op.Buf) < beginAlone && c.held == nil:
+		c.held = op
+		c.begun++
+	default:
+		c.r.write.side.Start(c.spot, []*aio.Op{op})
+		c.begun++
 	}
-	c.held = op
 }
 
-// push starts what is held back, and more, through e.
-func (c *cut) push(e aio.Engine, more ...*aio.Op) {
+const (
+	spotMost = 2
+
+	// So many bytes of images are begun before the record is ready: their checksums take
+	// longer than what a call of its own costs, some 15 µs.
+	beginAlone = 256 << 10
+)
+
+// begin starts what is held back, and more, where it is waited for.
+func (c *cut) begin(more ...*aio.Op) {
 	ops := more
 	if c.held != nil {
 		ops = append([]*aio.Op{c.held}, more...)
 		c.held = nil
 	}
 	if len(ops) > 0 {
-		c.r.write.side.Start(e, ops)
+		c.r.write.side.Start(c.spot, ops)
 	}
 }
 
 // await waits for all that the cut has under way.
 func (c *cut) await() {
-	c.push(c.r.p.onSpot.engine(c.r.p.engine))
+	c.begin()
+	c.spot.End(nil)
 	c.writes.Wait()
 }
 
@@ -243,7 +265,7 @@ func (c *cut) takeLoose() error {
 			if w&slotRaw != 0 {
 				c.raw = append(c.raw, len(c.entries))
 			}
-			c.entries = append(c.entries, journal.Entry{Page: page, Slot: s, CRC: *d.slotCRC(s)})
+			c.entries = append(c.entries, journal.Entry{Page: page, Slot: s})
 			c.mu.Unlock()
 			break
 		}

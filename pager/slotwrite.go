@@ -23,6 +23,7 @@ type slotWrite struct {
 	why   writeWhy
 	buf   *buffer
 	cut   *cut // nil: not for a commit
+	last  bool // of its list
 	track tracked
 	tries uint32 // that were repeated, see retry.go
 }
@@ -64,7 +65,7 @@ func (r *Region) writeSlots(list []dirtyPage, why writeWhy, c *cut) (started int
 		list = list[used:]
 		for _, w := range ws {
 			started += len(w.pages)
-			w.why = why
+			w.why, w.last = why, len(list) == 0
 			p.began(why)
 			w.start()
 		}
@@ -275,15 +276,14 @@ func (w *slotWrite) start() {
 	r.p.writingFrames.Add(int64(n) * r.fpp)
 	var err error
 	for i, page := range w.pages {
-		b := w.buf.mem[i<<r.shift : (i+1)<<r.shift]
 		if r.opt.Seal != nil && err == nil {
-			if err = r.seal(page, b); err != nil {
+			if err = r.seal(page, w.buf.mem[i<<r.shift:(i+1)<<r.shift]); err != nil {
 				err = fmt.Errorf("seal: %w", err)
 			}
 		}
-		*r.d.slotCRC(w.slot + uint32(i)) = journal.CRC32C(b)
 	}
 	if w.cut == nil {
+		r.checksums(w.slot, w.buf.mem[:n<<r.shift])
 		r.atomic.writers.Add(1)
 	} else {
 		w.cut.add(w)
@@ -296,11 +296,26 @@ func (w *slotWrite) start() {
 	w.track = tracked{kind: WedgedWrite, r: r, off: int64(w.pages[0] << r.shift), n: int64(len(w.op.Buf))}
 	r.p.tracks.add(&w.track)
 	if w.cut != nil {
-		w.cut.start(&w.op)
+		// The record has the checksums, so they can be computed while the device has
+		// the images. (The write may end at any time, but its slots become nobody's
+		// else meanwhile whose images have checksums.)
+		slot, buf := w.slot, w.buf
+		buf.lent.Add(1)
+		w.cut.start(&w.op, w.last)
+		r.checksums(slot, buf.mem[:n<<r.shift])
+		bufs.put(buf)
 		return
 	}
 	ops := [1]*aio.Op{&w.op}
 	r.write.side.Start(r.p.engine, ops[:])
+}
+
+// checksums computes the checksums of images for the slots from this one on.
+func (r *Region) checksums(slot uint32, images []byte) {
+	for ; len(images) > 0; slot++ {
+		*r.d.slotCRC(slot) = journal.CRC32C(images[:1<<r.shift])
+		images = images[1<<r.shift:]
+	}
 }
 
 // again repeats the I/O.

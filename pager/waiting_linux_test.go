@@ -88,7 +88,8 @@ func TestWhoMayGoWaitsForNoSlot(t *testing.T) {
 	}
 	a.cutting.Store(true)
 	bare.Store32(&d.cut, 1)
-	c := &cut{r: r, hasty: true}
+	c := r.newCut()
+	c.hasty = true
 	took := make(chan error, 1)
 	go func() { took <- c.take() }()
 	select {

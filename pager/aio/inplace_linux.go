@@ -81,7 +81,7 @@ func (e *inPlace) Submit(ops []*Op) {
 // together gives ops to the kernel with one call and waits for all of them with
 // another. Called with mu.
 func (e *inPlace) together(ops []*Op) (res [inPlaceMost]int64) {
-	n := e.give(ops)
+	n := e.give(ops, 0)
 	// What the kernel has not taken, for whatever reason, is asked for in the
 	// ordinary way, which has the last word.
 	for i, op := range ops[n:] {
@@ -91,13 +91,13 @@ func (e *inPlace) together(ops []*Op) (res [inPlaceMost]int64) {
 	return res
 }
 
-// give gives ops to the kernel with one call, and says how many it has taken.
-// Called with mu.
-func (e *inPlace) give(ops []*Op) (n int) {
+// give gives ops to the kernel with one call, in the slots from this one on, and
+// says how many it has taken. Called with mu.
+func (e *inPlace) give(ops []*Op, slot int) (n int) {
 	b := batch{n: int32(len(ops))}
 	for i, op := range ops {
-		b.slots[i] = int32(i)
-		e.k.prepare(int32(i), op)
+		b.slots[i] = int32(slot + i)
+		e.k.prepare(b.slots[i], op)
 	}
 	n, _ = e.k.submit(b)
 	return n

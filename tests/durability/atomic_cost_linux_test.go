@@ -2,6 +2,7 @@ package durability
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -91,12 +92,20 @@ func TestAtomicBytesWritten(t *testing.T) {
 // direct writes n bytes in one sequential O_DIRECT write into a file that has
 // them already, and flushes once: what the device takes for a commit.
 type direct struct {
-	f   *os.File
-	buf []byte
+	f         *os.File
+	buf       []byte
+	off, size int64
 }
 
-func newDirect(b *testing.B, dir string, n int) *direct {
-	f, err := os.OpenFile(filepath.Join(dir, "direct"), os.O_RDWR|os.O_CREATE|unix.O_DIRECT, 0o600)
+// newDirect writes to the beginning of its file each time, or, advancing, where the
+// write before it ended, as a journal does.
+func newDirect(b *testing.B, dir string, n int, advancing bool) *direct {
+	path, size := filepath.Join(dir, "direct"), int64(n)
+	if advancing {
+		path, size = filepath.Join(dir, "advancing"), (64<<20)/int64(n)*int64(n)
+	}
+	fileOf(b, path, size)
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		b.Skip("no O_DIRECT here: ", err)
 	}
@@ -109,16 +118,17 @@ func newDirect(b *testing.B, dir string, n int) *direct {
 	for i := range buf {
 		buf[i] = byte(i)
 	}
-	d := &direct{f, buf}
+	d := &direct{f: f, buf: buf, size: size}
 	d.write(b)
 	return d
 }
 
 func (d *direct) write(b *testing.B) time.Duration {
 	at := time.Now()
-	if _, err := d.f.WriteAt(d.buf, 0); err != nil {
+	if _, err := d.f.WriteAt(d.buf, d.off); err != nil {
 		b.Fatal(err)
 	}
+	d.off = (d.off + int64(len(d.buf))) % d.size
 	if err := unix.Fdatasync(int(d.f.Fd())); err != nil {
 		b.Fatal(err)
 	}
@@ -159,10 +169,11 @@ func BenchmarkCommit(b *testing.B) {
 func benchCommit(b *testing.B, pages, every int64) {
 	dir := b.TempDir()
 	_, r := benchRegion(b, dir, 4096*frame, 64<<20)
-	d := newDirect(b, dir, int(pages*frame))
+	d, s := newDirect(b, dir, int(pages*frame), false), newDirect(b, dir, int(pages*frame), true)
 	f := newFloor(b, dir, d.buf)
 	var commits [2][]time.Duration
-	var writes, floors []time.Duration
+	var times [3][]time.Duration
+	yardsticks := [3]func(*testing.B) time.Duration{d.write, s.write, f.write}
 	var cpu time.Duration
 	may, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -184,10 +195,9 @@ func benchCommit(b *testing.B, pages, every int64) {
 		b.StopTimer()
 		dirty(i)
 		// Who comes after whom matters to the device.
-		if i%2 == 0 {
-			writes, floors = append(writes, d.write(b)), append(floors, f.write(b))
-		} else {
-			floors, writes = append(floors, f.write(b)), append(writes, d.write(b))
+		for k := range yardsticks {
+			k = (k + i) % len(yardsticks)
+			times[k] = append(times[k], yardsticks[k](b))
 		}
 		b.StartTimer()
 		at, before := time.Now(), processCPU(b)
@@ -200,12 +210,14 @@ func benchCommit(b *testing.B, pages, every int64) {
 	if b.N < 4 {
 		return
 	}
-	c, w, l := median(commits[0]), median(writes), median(floors)
+	c, w, a, l := median(commits[0]), median(times[0]), median(times[1]), median(times[2])
 	b.ReportMetric(c, "µs/commit")
 	b.ReportMetric(median(commits[1])/w, "ctx-ratio")
 	b.ReportMetric(w, "µs/direct")
+	b.ReportMetric(a, "µs/seq")
 	b.ReportMetric(l, "µs/floor")
 	b.ReportMetric(c/w, "ratio")
+	b.ReportMetric(c/a, "seq-ratio")
 	b.ReportMetric(l/w, "floor-ratio")
 	b.ReportMetric(float64(cpu.Nanoseconds())/1e3/float64(b.N)/float64(pages), "cpu-µs/page")
 }
@@ -235,9 +247,7 @@ func newFloor(b *testing.B, dir string, images []byte) *floor {
 	}
 	record := (96 + 16*len(images)/frame + frame - 1) &^ (frame - 1)
 	path := filepath.Join(dir, "floor")
-	if err := os.WriteFile(path, make([]byte, floorRecords+floorImages+len(images)), 0o600); err != nil {
-		b.Fatal(err)
-	}
+	fileOf(b, path, floorRecords+floorImages+int64(len(images)))
 	e, s := aio.InPlace(below), fixture.OpenFile(b, path, store.FileOptions{})
 	b.Cleanup(func() { e.Close(); below.Close(); s.Close() })
 	f := &floor{s: s, e: e, images: int64(len(images))}
@@ -504,4 +514,17 @@ func (d *device) write(b *testing.B, offs []int64) time.Duration {
 	runOps(b, d.s, d.e, ops)
 	runOps(b, d.s, d.e, []*aio.Op{{Code: aio.Flush}})
 	return time.Since(at)
+}
+
+// fileOf makes a file of zeros of which the page cache has nothing: a direct write
+// over cached pages would have to look for them and drop them itself.
+func fileOf(b *testing.B, path string, size int64) {
+	f, err := os.Create(path)
+	if err == nil {
+		defer f.Close()
+		_, err = f.Write(make([]byte, size))
+	}
+	if err = errors.Join(err, f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)); err != nil {
+		b.Fatal(err)
+	}
 }

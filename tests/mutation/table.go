@@ -562,6 +562,12 @@ var table = []mutation{
 		pkg:   "pager/store", test: "TestChecksummedCutsThroughWhatIsWrong", quick: true,
 	},
 	{
+		name:  "record-without-checksums",
+		what:  "the record of a commit has other checksums than those of its images",
+		edits: []edit{{"pager/slotwrite.go", "\t\tr.checksums(slot, buf.mem[:n<<r.shift])\n\t\tbufs.put(buf)\n", "\t\t_ = slot\n\t\tbufs.put(buf)\n"}},
+		pkg:   "pager", test: "TestRecordsHaveTheirImagesChecksums", quick: true,
+	},
+	{
 		name:  "commit-of-one-of-several",
 		what:  "Pager.Commit returns when one of its regions is durable",
 		edits: []edit{{"pager/commit.go", "\t\terrs[0] = cuts[0].finish()\n\t\twg.Wait()\n", "\t\terrs[0] = cuts[0].finish()\n\t\tgo wg.Wait()\n"}},
@@ -576,7 +582,7 @@ var table = []mutation{
 	{
 		name:  "commit-flushes-first",
 		what:  "the journal is flushed before the record of the commit is written",
-		edits: []edit{{"pager/commit.go", "\tc.push(e, c.rec.Ops...)\n", "\tc.push(e)\n\t_ = r.transfer(&aio.Op{Code: aio.Flush})\n\tc.push(e, c.rec.Ops...)\n"}, {"pager/commit.go", "\tr.write.side.Start(e, []*aio.Op{c.flushed})\n", "\tc.flushed.Done(c.flushed)\n"}},
+		edits: []edit{{"pager/commit.go", "\tc.begin(c.rec.Ops...)\n", "\tc.begin()\n\t_ = r.transfer(&aio.Op{Code: aio.Flush})\n\tc.begin(c.rec.Ops...)\n"}, {"pager/commit.go", "\tr.write.side.Start(e, []*aio.Op{c.flushed})\n", "\tc.flushed.Done(c.flushed)\n"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
@@ -588,7 +594,7 @@ var table = []mutation{
 	{
 		name:  "commit-flushes-beside-the-writes",
 		what:  "the flush of a commit does not wait for the writes of its images and its record",
-		edits: []edit{{"pager/commit.go", "\tc.write(e)\n\tc.await()\n\tc.flush(e)\n", "\tc.write(e)\n\tc.flush(e)\n"}, {"pager/commit.go", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); c.failed != nil {", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); false {"}, {"pager/commithere.go", "if c.write(e); !c.writes.none() {", "if c.write(e); false {"}},
+		edits: []edit{{"pager/commit.go", "\tc.write()\n\tc.await()\n\tc.flush(c.r", "\tc.write()\n\tc.flush(c.r"}, {"pager/commit.go", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); c.failed != nil {", "if c.failed = cmp.Or(failed(c.rec.Ops), c.err); false {"}, {"pager/commithere.go", "if c.spot.End(ctx.Done()); !c.writes.none() {", "if false {"}},
 		pkg:   "tests/durability", test: "TestAtomicPowerLoss",
 	},
 	{
@@ -600,7 +606,7 @@ var table = []mutation{
 	{
 		name:  "commit-left-and-believed",
 		what:  "a caller whose context ends takes a flush that is under way for one that has ended",
-		edits: []edit{{"pager/commithere.go", "if c.flush(e); !c.writes.none() {", "if c.flush(e); false {"}},
+		edits: []edit{{"pager/commithere.go", "if flush.End(ctx.Done()); !c.writes.none() {", "if flush.End(ctx.Done()); false {"}},
 		pkg:   "pager", test: "TestWhoGoesLeavesHisCommit", quick: true,
 	},
 	{
