@@ -54,6 +54,7 @@ type atomicState struct {
 	length    int64            // of the region, as last committed
 	minLength int64            // the smallest since
 
+	clock   clock
 	due     atomic.Bool   // a checkpoint, by the clock
 	backoff time.Duration // the keeper's
 	wake    chan struct{} // the committer
@@ -285,6 +286,7 @@ func (a *atomicState) stopAtomic() {
 	close(a.stop)
 	a.wg.Wait()
 	a.turn <- struct{}{} // a Pager.Commit
+	a.stopClock()
 	a.failWaiting(ErrClosed)
 }
 

@@ -5,6 +5,7 @@ package pager
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
@@ -74,13 +75,45 @@ func (p *Pager) pokeJournals() {
 	}
 }
 
-// startClock begins the interval after which a commit is checkpointed.
+// clock has a checkpoint made when the first commit since the last one has become as
+// old as an option says. Guarded by atomicState.mu.
+//
+// A timer that was stopped may stay in the runtime's heap until its time has come,
+// and all that it refers to with it: so it refers to what can be taken out of it.
+type clock struct {
+	timer   *time.Timer // nil: it has never been started
+	of      *atomic.Pointer[atomicState]
+	stopped bool
+}
+
+// startClock begins the interval anew. mu is held.
 func (a *atomicState) startClock() {
-	if d := a.interval; d > 0 {
-		time.AfterFunc(d, func() {
-			a.due.Store(true)
-			a.poke()
+	c := &a.clock
+	switch {
+	case a.interval <= 0 || c.stopped:
+	case c.timer != nil:
+		c.timer.Reset(a.interval)
+	default:
+		of := new(atomic.Pointer[atomicState])
+		of.Store(a)
+		c.of = of
+		c.timer = time.AfterFunc(a.interval, func() {
+			if a := of.Load(); a != nil {
+				a.due.Store(true)
+				a.poke()
+			}
 		})
+	}
+}
+
+// stopClock ends it for good.
+func (a *atomicState) stopClock() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := &a.clock
+	if c.stopped = true; c.timer != nil {
+		c.timer.Stop()
+		c.of.Store(nil)
 	}
 }
 
@@ -234,7 +267,9 @@ func (a *atomicState) checkpointLocked(ctx context.Context) error {
 		}
 	}
 	a.mu.Lock()
-	a.log, a.applied = a.log[len(log):], 0
+	if a.log, a.applied = a.log[len(log):], 0; len(a.log) > 0 {
+		a.startClock() // for what was committed meanwhile
+	}
 	a.mu.Unlock()
 	a.roomMade()
 	return nil

@@ -199,12 +199,11 @@ func (c *cut) conclude() error {
 	}
 	a.log = append(a.log, journal.Commit{Seq: rec.Seq, Length: c.length, MinLength: c.minLength, Entries: c.entries})
 	a.length = c.length
-	first := len(a.log) == 1
-	a.mu.Unlock()
-	r.p.stats.commits.Add(1)
-	if first {
+	if len(a.log) == 1 {
 		a.startClock()
 	}
+	a.mu.Unlock()
+	r.p.stats.commits.Add(1)
 	return nil
 }
 
