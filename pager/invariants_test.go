@@ -6,6 +6,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/store"
@@ -42,6 +43,28 @@ func TestCheckQuietHoldsWhereAllIsWell(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pin.Release()
+	if err := p.CheckQuiet(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A notice that is not urgent lies there as long as the housekeeper sleeps.
+func TestCheckQuietHasNoticesRead(t *testing.T) {
+	p, err := New(Options{Budget: 64 * FrameSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	r, err := p.Map(store.NewMemory(4*FrameSize), RegionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); bare.Load32(&p.w.sleeping) != asleep; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the housekeeper does not go to sleep")
+		}
+	}
+	p.w.notify(noticeLoaded, r.d.index, 0, false)
 	if err := p.CheckQuiet(); err != nil {
 		t.Fatal(err)
 	}
