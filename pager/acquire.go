@@ -479,7 +479,10 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 		switch s := w & stateMask; {
 		case pw != nil && present(w):
 			if w&flagPrefetched != 0 {
-				r.firstTouch(pw, w, page)
+				// Raw memory shows no hits: who is parked found the page missing, and
+				// it has come since. A policy that took that for a hit would rely on
+				// being told of the others.
+				r.touch(pw, w, page, op.isPark)
 				continue
 			}
 			if !op.pin {

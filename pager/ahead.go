@@ -268,28 +268,31 @@ func (p *Pager) predict(r *Region, b *batch) {
 // firstTouch: somebody uses a page that was read ahead. w is its word. false: it
 // has changed.
 func (r *Region) firstTouch(pw *word, w word, page uint64) bool {
+	return r.touch(pw, w, page, false)
+}
+
+// lateTouch: somebody waits for a page whose prefetch is under way.
+func (r *Region) lateTouch(page uint64) {
+	if pw, w := r.d.look(page); pw != nil && w&flagPrefetched != 0 {
+		r.touch(pw, w, page, true)
+	}
+}
+
+// touch is the first touch of a page that was read ahead, and with late came too late
+// for whoever touched it. false: w is not its word any more.
+func (r *Region) touch(pw *word, w word, page uint64, late bool) bool {
 	if !bare.Cas64(pw, w, w&^flagPrefetched) {
 		return false
 	}
 	r.ahead.used.Add(1)
 	r.p.stats.aheadUsed.Add(1)
-	r.observe(prefetch.Event{Kind: prefetch.Touch, Page: int64(page)}, false)
+	if late {
+		r.ahead.late.Add(1)
+		r.p.stats.aheadLate.Add(1)
+	}
+	r.observe(prefetch.Event{Kind: prefetch.Touch, Page: int64(page), Late: late}, false)
 	r.p.pumpNow()
 	return true
-}
-
-// lateTouch: somebody waits for a page whose prefetch is under way.
-func (r *Region) lateTouch(page uint64) {
-	pw, w := r.d.look(page)
-	if pw == nil || w&flagPrefetched == 0 || !bare.Cas64(pw, w, w&^flagPrefetched) {
-		return
-	}
-	r.ahead.late.Add(1)
-	r.ahead.used.Add(1)
-	r.p.stats.aheadLate.Add(1)
-	r.p.stats.aheadUsed.Add(1)
-	r.observe(prefetch.Event{Kind: prefetch.Touch, Page: int64(page), Late: true}, false)
-	r.p.pumpNow()
 }
 
 // arrived shows the policy the bytes of a finished load, which is still in its

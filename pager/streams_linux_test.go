@@ -202,6 +202,41 @@ func TestManyStreamsHaveMoreUnderWay(t *testing.T) {
 	}
 }
 
+// Who is parked in raw memory found the page missing: when it has come by the time
+// that somebody looks after him, the policy is told that it came too late, and does
+// not conclude that it is told of hits.
+func TestTouchOfWhatHasComeMeanwhileIsLate(t *testing.T) {
+	var events []prefetch.Event
+	p, r := rawMap(t, Options{Budget: 64 * FrameSize}, store.NewMemory(64*FrameSize), RegionOptions{ReadOnly: true,
+		Prefetch: prefetch.Func(func(e prefetch.Event, plan *prefetch.Plan) {
+			if events = append(events, e); e.Kind == prefetch.Miss {
+				plan.Add(e.Page+1, 2)
+			}
+		})})
+	defer p.Close()
+	touchAll(t, r, "Acquire", []int64{10})
+	eventually(t, "what was planned is there", func() bool {
+		n, _ := r.Residency(10*FrameSize, 3*FrameSize)
+		return n == 3*FrameSize
+	})
+	for page, parked := range map[uint64]bool{11: true, 12: false} {
+		op := newOp(r)
+		op.isPark = parked
+		b := newBatch()
+		if frames, _ := p.startPage(op, page, b); frames != 0 {
+			t.Errorf("page %d is read again", page)
+		}
+		b.free()
+		op.free()
+		if e := events[len(events)-1]; e.Kind != prefetch.Touch || e.Page != int64(page) || e.Late != parked {
+			t.Errorf("page %d: the policy is told of %+v, want late %v", page, e, parked)
+		}
+	}
+	if late := r.Stats().Prefetch.Late; late != 1 {
+		t.Errorf("%d pages came late, want 1", late)
+	}
+}
+
 // Buffers that are needed again and again stay; those that are not go.
 func TestIdleBuffersAreTrimmed(t *testing.T) {
 	const n = 20
