@@ -474,6 +474,7 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 			extra |= flagForStore
 		}
 	}
+	planned := true // it may be, as far as is known
 	for turn := 0; ; turn++ {
 		pw, w := d.look(page)
 		switch s := w & stateMask; {
@@ -547,6 +548,11 @@ func (p *Pager) startPage(op *waitOp, page uint64, b *batch) (frames, creds int6
 			relaxGo(turn)
 
 		default: // Missing
+			if planned {
+				if planned = false; p.claimPlanned(r, page, b) {
+					continue
+				}
+			}
 			pw, gen, got := d.claim(page, extra)
 			if got == claimTaken {
 				continue

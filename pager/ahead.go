@@ -18,21 +18,24 @@ import (
 // pages are claimed only when a read for them can go out, so that a demand
 // never waits behind more than what is already with the device. That is
 // bounded three times: by 1/aheadShare of the queue depth, so that slots stay
-// free; by a quarter of the budget; and by aheadFlight, or more when there are so
-// many streams that this is a few pages for each (see outgrown), or a little when
+// free; by a quarter of the budget; and by aheadFlight, or a little when
 // misses come that nobody has foreseen, which would queue behind it in the
 // device. What policies plan goes before what the program named in bulk, and
 // beside surprises it may have more under way: somebody is about to need it.
+//
+// Who misses a page that is planned and had no room yet will need the rest of its
+// run: all of it is claimed (claimPlanned) and read by one read, which goes before
+// what nobody waits for but is bounded like it. So many streams that together are
+// faster than the device each wait once for a run, and not for its pages one after
+// the other.
 const (
 	maxJobs      = 4096    // of policies, and as many that the program named
 	jobsSpare    = 512     // of these, for markers and for what is planned for two regions at once
 	aheadShare   = 2       // prefetch takes at most 1/aheadShare of the queue
 	aheadFlight  = 4 << 20 // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
 	movedFlight  = 8 << 20 // the same where pages are moved: the cache does not matter then, and four are not many
-	manyFlight   = 8 << 20 // bytes under way that were planned, while aheadFlight is outgrown, and at most …
-	manyShare    = 8       // … 1/manyShare of the budget, as policies plan at most
-	outgrownFor  = 250 * time.Millisecond
-	aheadPlans   = 4                     // plans run ahead of the reads by so many times what may be under way
+	wantedRun    = 256 << 10             // bytes of a read of what is planned and missed
+	aheadPlans   = 8                     // plans run ahead of the reads by so many times what may be under way
 	calmFlight   = 512 << 10             // bytes under way that were planned, while there are surprises …
 	calmRun      = 256 << 10             // … in reads of so many
 	calmBulk     = 128 << 10             // bytes of what was named: one read that a device is hardly longer busy with than with a page
@@ -182,11 +185,7 @@ func (r *Region) consult(ev prefetch.Event) {
 	r.p.drops.add(r, a.plan.Drop)
 	// A miss that was planned, or could not be because more than can be read is
 	// planned already, is no surprise: to read less ahead would bring more of them.
-	switch {
-	case ev.Kind != prefetch.Miss:
-	case ev.Late || a.plan.Room == 0:
-		r.p.outgrow()
-	case len(a.plan.Runs) == 0 && !a.plan.Known:
+	if ev.Kind == prefetch.Miss && !ev.Late && a.plan.Room > 0 && len(a.plan.Runs) == 0 && !a.plan.Known {
 		r.p.surprised.Store(sinceStart())
 	}
 }

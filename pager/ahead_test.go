@@ -262,7 +262,6 @@ func TestWhatIsPlannedWithinTheRoomIsRead(t *testing.T) {
 	defer s.Release()
 	s.Hold(store.OnRead)
 	for range 3 {
-		p.outgrow() // there is to be all the room that there ever is
 		r.observe(prefetch.Event{Kind: prefetch.Miss, Page: 1}, true)
 		p.pumpNow()
 	}

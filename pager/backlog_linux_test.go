@@ -10,12 +10,12 @@ import (
 	"github.com/uffdpager/uffdpager/prefetch"
 )
 
-// More is planned than can be read ahead at once. Who misses a page of what waits
-// for room has the rest of it read next; the policy is told that it need not plan
+// More is planned than can be read ahead at once. Who misses a page in the midst of
+// what waits for room has the rest of it read next; the policy is told that it need not plan
 // it again; and neither that nor a miss for which there is no room to plan is a
 // surprise, which would have still less read ahead.
 func TestMissOfWhatWaitsForRoom(t *testing.T) {
-	const run = 64
+	const run, long = 64, 256
 	s := store.NewFaulty(store.NewMemory(16384*FrameSize), store.FaultyOptions{})
 	var mu sync.Mutex
 	late, room := map[int64]bool{}, map[int64]int64{}
@@ -35,7 +35,11 @@ func TestMissOfWhatWaitsForRoom(t *testing.T) {
 			mu.Unlock()
 			plan.Known = e.Page == 4
 			for _, first := range plans[e.Page] {
-				plan.Add(first, run)
+				n := int64(run)
+				if first == 4000 {
+					n = long
+				}
+				plan.Add(first, n)
 			}
 		})})
 	defer p.Close()
@@ -60,14 +64,14 @@ func TestMissOfWhatWaitsForRoom(t *testing.T) {
 		return s.StepOp(func(_ aio.Code, off int64, n int) bool { return off>>frameShift == first && n > FrameSize })
 	}
 	miss(0) // half of four slots: the runs at 1000 and 2000 are under way
-	miss(4000 + run/2)
-	if !late[4000+run/2] || late[0] {
+	miss(4000 + long/2)
+	if !late[4000+long/2] || late[0] {
 		t.Errorf("late: %v", late)
 	}
 	if goesOut(3000) != 0 || goesOut(1000) != 1 {
 		t.Fatal("not the first two runs are under way")
 	}
-	if goesOut(3000) != 0 || goesOut(4000) != 1 || goesOut(4000+run/2+1) != 1 {
+	if goesOut(3000) != 0 || goesOut(4000) != 1 || goesOut(4000+long/2+1) != 1 {
 		t.Error("the run of which a page is missed is not the next")
 	}
 	if goesOut(3000) != 1 {

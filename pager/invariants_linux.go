@@ -196,6 +196,7 @@ func (p *Pager) checkQueues() error {
 		{"loads in the queue", int64(p.queue.n.Load())},
 		{"frames read ahead", p.aheadPages.Load()},
 		{"reads ahead", int64(p.aheadLoads.Load())},
+		{"bytes of them with the store", p.aheadOut.Load()},
 		{"frames planned", p.jobs.planned.Load()},
 		{"frames being written", p.writingFrames.Load()},
 		{"goroutines with held pages", int64(p.holds.n.Load())},

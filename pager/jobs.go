@@ -43,7 +43,7 @@ func (j *aheadJob) list() int {
 func (j *aheadJob) frames() int64 { return int64(j.end-j.next) * j.r.fpp }
 
 func (p *Pager) addJob(j aheadJob) {
-	if p.aheadLimit(false) < j.r.fpp {
+	if p.aheadLimit() < j.r.fpp {
 		return
 	}
 	q := &p.jobs
@@ -92,15 +92,63 @@ func (p *Pager) foreseen(r *Region, page uint64) bool {
 			return true
 		}
 	}
+	i := q.find(r, page)
+	if i >= 0 {
+		q.toFront(i)
+	}
+	return i >= 0
+}
+
+// take takes a run of at most most pages, with page in it, off one end of a job of a
+// policy's that waits for room, and notes that it is being claimed. n is 0 where there is
+// none, or none of several pages.
+func (q *jobQueue) take(r *Region, page, most uint64) (first, n, mark uint64) {
+	if q.planned.Load() == 0 {
+		return 0, 0, 0
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i := q.find(r, page)
+	if i < 0 {
+		return 0, 0, 0
+	}
+	l := &q.lists[0]
+	j := &l.jobs[i]
+	first, n, mark = j.next, min(j.end-j.next, most), j.mark
+	switch behind := page >= j.end-n; {
+	case n < 2 || page >= first+n && !behind:
+		return 0, 0, 0
+	case page >= first+n: // who reads backward
+		first = j.end - n
+		j.end = first
+		q.planned.Add(-int64(n) * r.fpp)
+	default:
+		q.toFront(i)
+		q.advance(&l.jobs[l.head], n)
+	}
+	q.taken = append(q.taken, aheadJob{r: r, next: first, end: first + n})
+	q.takenN.Add(1)
+	return first, n, mark
+}
+
+// find is the index of the job of a policy's that page is in, if it is among those
+// that go out next; -1: it is not. q.mu is held.
+func (q *jobQueue) find(r *Region, page uint64) int {
 	l := &q.lists[0]
 	for i := l.head; i < min(len(l.jobs), l.head+foreseenMost); i++ {
-		if j := l.jobs[i]; j.r == r && page >= j.next && page < j.end {
-			copy(l.jobs[l.head+1:i+1], l.jobs[l.head:i])
-			l.jobs[l.head] = j
-			return true
+		if j := &l.jobs[i]; j.r == r && page >= j.next && page < j.end {
+			return i
 		}
 	}
-	return false
+	return -1
+}
+
+// toFront makes the i-th job of the policies' the next to go out. q.mu is held.
+func (q *jobQueue) toFront(i int) {
+	l := &q.lists[0]
+	j := l.jobs[i]
+	copy(l.jobs[l.head+1:i+1], l.jobs[l.head:i])
+	l.jobs[l.head] = j
 }
 
 // first is the job whose turn it is. q.mu is held.
@@ -167,9 +215,8 @@ func (p *Pager) dropJobs(r *Region) {
 	q.mu.Unlock()
 }
 
-// aheadLimit is how many frames may be on their way in by prefetch; planned: by
-// what policies plan.
-func (p *Pager) aheadLimit(planned bool) int64 {
+// aheadLimit is how many frames may be on their way in by prefetch.
+func (p *Pager) aheadLimit() int64 {
 	largest, budget := p.largestPage.Load(), p.budget.Load()
 	if budget < 16*largest {
 		return 0 // a few pages are for those who wait
@@ -178,37 +225,13 @@ func (p *Pager) aheadLimit(planned bool) int64 {
 	if p.moves.Load() {
 		flight = movedFlight >> frameShift
 	}
-	if planned && p.isOutgrown() {
-		flight = max(flight, min(manyFlight>>frameShift, budget/manyShare))
-	}
 	return min(budget/4, max(flight, largest))
-}
-
-// outgrow: a page was missed that had been planned, or would have been, and for
-// which there was no room under way. With one stream that happens now and then;
-// with many, aheadFlight is a few pages for each, and they would miss one page
-// after the other of what is planned, and read it page by page.
-func (p *Pager) outgrow() { p.outgrown.Store(sinceStart()) }
-
-// isOutgrown: that was a short while ago, or there is more under way since.
-func (p *Pager) isOutgrown() bool {
-	at := p.outgrown.Load()
-	if at == 0 {
-		return false
-	}
-	if t := sinceStart(); t-at > int64(outgrownFor) {
-		p.outgrown.CompareAndSwap(at, 0)
-		return false
-	} else if t-at > int64(outgrownFor)/2 && p.aheadPages.Load() > aheadFlight>>frameShift {
-		p.outgrown.CompareAndSwap(at, t)
-	}
-	return true
 }
 
 // aheadRoom is how many frames of j may be claimed now, and how many with one
 // read: half of what may be under way, unless that is to be one read.
 func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
-	room = p.aheadLimit(!j.hint)
+	room = p.aheadLimit()
 	run = min(maxRun>>frameShift, max(room/2, j.r.fpp))
 	if p.aheadLoads.Load() >= int32(max(1, p.opt.QueueDepth/aheadShare)) {
 		return 0, run
@@ -227,7 +250,7 @@ func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
 // by itself; one for which there is no place would be forgotten here and taken for
 // read there.
 func (p *Pager) planRoom(r *Region) int64 {
-	frames := p.aheadLimit(true)*aheadPlans - p.aheadPages.Load() - p.jobs.planned.Load()
+	frames := p.aheadLimit()*aheadPlans - p.aheadPages.Load() - p.jobs.planned.Load()
 	return max(0, min(frames/r.fpp, p.jobs.places()))
 }
 
@@ -274,7 +297,7 @@ func (p *Pager) pumpInto(b *batch) {
 			return
 		}
 		r := j.r
-		if r.closing.Load() || p.aheadLimit(false) < r.fpp {
+		if r.closing.Load() || p.aheadLimit() < r.fpp {
 			q.advance(j, j.end-j.next)
 			q.mu.Unlock()
 			continue
@@ -312,6 +335,19 @@ func (p *Pager) pumpInto(b *batch) {
 		}
 		holes = got < n
 	}
+}
+
+// claimPlanned claims a run with page in it, which is missed, into b, if that is planned
+// and waits for room.
+func (p *Pager) claimPlanned(r *Region, page uint64, b *batch) bool {
+	first, n, mark := p.jobs.take(r, page, uint64(max(wantedRun>>frameShift/r.fpp, 1)))
+	if n == 0 {
+		return false
+	}
+	b.apart = true
+	_, ok := p.claimAhead(r, first, n, false, mark, b)
+	p.jobs.untake(r, first)
+	return ok
 }
 
 // claimAhead claims the Missing pages among n for prefetch, of which mark-1 may

@@ -143,10 +143,10 @@ func (l *load) bytes() int64 { return int64(len(l.gens)) << l.r.shift }
 
 // Large reads need no queue depth to keep a device busy, and each has a buffer. So
 // there are flightShare of the budget under way, but not less than is good for
-// any device: half of the least is what may be read ahead at most.
+// any device: a quarter of the least is what may be read ahead.
 const (
 	flightShare = 8
-	flightLeast = 2 * manyFlight
+	flightLeast = 4 * aheadFlight
 	flightMost  = 64 << 20
 )
 
@@ -162,7 +162,14 @@ func (p *Pager) takeOff(l *load) bool {
 	if p.inflight.Add(1) <= int32(p.opt.QueueDepth) {
 		n := l.bytes()
 		if sum := p.flight.Add(n); sum <= p.flightLimit() || sum == n {
-			return true
+			if l.kind != ahead {
+				return true
+			}
+			// More may be claimed than is to be under way: see claimPlanned.
+			if sum := p.aheadOut.Add(n); sum <= p.aheadLimit()<<frameShift || sum == n {
+				return true
+			}
+			p.aheadOut.Add(-n)
 		}
 		p.flight.Add(-n)
 	}
@@ -370,6 +377,7 @@ func (p *Pager) landed(l *load) {
 	buf, r, n := l.buf, l.r, l.bytes()
 	if l.kind == ahead {
 		p.aheadLoads.Add(-1)
+		p.aheadOut.Add(-n)
 	}
 	l.rise()
 	*l = load{gens: l.gens[:0]} // the memory of a long run is used again

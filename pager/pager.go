@@ -51,13 +51,13 @@ type Pager struct {
 	jobs       jobQueue
 	aheadPages atomic.Int64 // frames on their way in by prefetch
 	aheadLoads atomic.Int32 // … in so many reads
+	aheadOut   atomic.Int64 // bytes of these with the store
 	markers    markers
 	shelf      shelf
 	unmapped   unmapped
 	lent       lentPins
 	drops      drops
 	surprised  atomic.Int64 // when a miss came that no policy had an answer to, in ns of sinceStart
-	outgrown   atomic.Int64 // when one came that more under way would have prevented, the same; 0: long ago
 
 	keeping atomic.Bool // somebody is in keepRoom
 	evictMu sync.Mutex

@@ -160,46 +160,66 @@ func TestMissOfWhatIsBeingClaimed(t *testing.T) {
 	}
 }
 
-// A miss of what was planned and had no room says that more should be under way,
-// of what is planned, within an eighth of the budget; what was named in bulk has no
-// more than before.
-func TestManyStreamsHaveMoreUnderWay(t *testing.T) {
-	for _, c := range []struct{ budget, want int64 }{{512 << 20, manyFlight}, {48 << 20, 6 << 20}, {16 << 20, 4 << 20}} {
-		s := store.NewFaulty(store.NewMemory(256<<20), store.FaultyOptions{})
-		p, r := rawMap(t, Options{Budget: c.budget}, s, RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
-		s.Hold(store.OnRead)
-		const frame = FrameSize
-		for i := range int64(400) { // with holes: these are reads of 64 pages each
-			p.addJob(aheadJob{r: r, next: uint64(i * 65), end: uint64(i*65 + 64)})
-		}
-		p.pumpNow()
-		flight := min(aheadFlight, c.budget/4)
-		if n := p.aheadPages.Load() * frame; n > flight || n < flight-64*frame {
-			t.Errorf("budget %d: %d bytes are under way, want %d", c.budget, n, flight)
-		}
-		r.observe(prefetch.Event{Kind: prefetch.Miss, Page: 200 * 65}, true)
-		p.outgrown.Store(1 << 62) // and it is not forgotten however slow the machine is
-		p.pumpNow()
-		if n := p.aheadPages.Load() * frame; n > c.want || n < c.want-64*frame {
-			t.Errorf("budget %d: %d bytes are under way for many streams, want %d", c.budget, n, c.want)
-		}
-		before := p.aheadPages.Load()
-		p.dropJobs(r)
-		p.addJob(aheadJob{r: r, next: 40000, end: 60000, hint: true})
-		p.pumpNow()
-		if n := p.aheadPages.Load(); n != before && before*frame >= aheadFlight {
-			t.Errorf("budget %d: %d bytes more that were named are under way", c.budget, (n-before)*frame)
-		}
-		if c.want > flight {
-			// An hour ago: nothing of it is left.
-			p.outgrown.Store(sinceStart() - int64(time.Hour))
-			if n := p.aheadLimit(true) * frame; n != flight || p.outgrown.Load() != 0 {
-				t.Errorf("budget %d: %d bytes may be under way after an hour, want %d", c.budget, n, flight)
+// Who misses a page that is planned and waits for room has its run read, with one read
+// that goes out before the others and when there is room for it: so many streams wait
+// once each for a run, and no more is under way because of them.
+func TestMissOfWhatIsPlannedReadsItsRun(t *testing.T) {
+	const runs, run, apart = 40, 64, 100
+	first := func(i uint64) uint64 { return 100 + i*apart }
+	s := store.NewFaulty(store.NewMemory(8192*FrameSize), store.FaultyOptions{})
+	p, r := rawMap(t, Options{Budget: 128 << 20}, s, RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
+	defer p.Close()
+	defer s.Release()
+	s.Hold(store.OnRead)
+	for i := range uint64(runs) {
+		p.addJob(aheadJob{r: r, next: first(i), end: first(i) + run})
+	}
+	p.addJob(aheadJob{r: r, next: first(runs), end: first(runs) + 5*run})
+	p.pumpNow()
+	if n := p.aheadPages.Load(); n != aheadFlight>>frameShift {
+		t.Fatalf("%d pages are under way, want %d", n, aheadFlight>>frameShift)
+	}
+	wait := touchesUnderWay(t, r,
+		first(30),           // the first of a run
+		first(31)+run-1,     // the last of one
+		first(32)+20,        // one between
+		first(runs),         // of a longer one the first,
+		first(runs)+5*run-1) // and the last
+	eventually(t, "the runs wait for room", func() bool { return p.queue.n.Load() == 5 })
+	if ahead, all := p.aheadOut.Load(), p.flight.Load(); ahead != aheadFlight || all != ahead {
+		t.Errorf("%d bytes are under way, %d of them read ahead, want %d", all, ahead, aheadFlight)
+	}
+	for _, want := range []uint64{first(30), first(31), first(32), first(runs), first(runs) + 4*run} {
+		for page := want; page < want+run; page++ {
+			if pw, w := r.d.look(page); pw == nil || w&stateMask != stLoading {
+				t.Fatalf("page %d of the run from %d is not on its way", page, want)
 			}
 		}
-		s.Release()
-		p.Close()
 	}
+	s.Release()
+	wait()
+	eventually(t, "all that was planned is there", func() bool { return p.jobs.pending.Load() == 0 && p.aheadLoads.Load() == 0 })
+	if n := p.Stats().Reads; n != runs+3 {
+		t.Errorf("%d reads, want %d", n, runs+3)
+	}
+	if n := p.aheadOut.Load(); n != 0 {
+		t.Errorf("%d bytes are under way for ever", n)
+	}
+}
+
+// touchesUnderWay begins to acquire pages, and returns how to wait for that.
+func touchesUnderWay(t *testing.T, r *Region, pages ...uint64) (wait func()) {
+	var wg sync.WaitGroup
+	for _, page := range pages {
+		wg.Go(func() {
+			pin, err := r.Acquire(context.Background(), int64(page*FrameSize), 1)
+			if err != nil {
+				t.Error(err)
+			}
+			pin.Release()
+		})
+	}
+	return wg.Wait
 }
 
 // Who is parked in raw memory found the page missing: when it has come by the time

@@ -722,8 +722,14 @@ var table = []mutation{
 	{
 		name:  "backlog-is-a-surprise",
 		what:  "a miss for which no more could be planned counts as one that nobody has foreseen: where many scans want more than can be read at once, ever less is read ahead",
-		edits: []edit{{"pager/ahead.go", "case ev.Late || a.plan.Room == 0:", "case ev.Late:"}},
+		edits: []edit{{"pager/ahead.go", " && a.plan.Room > 0 &&", " &&"}},
 		pkg:   "pager", test: "TestMissOfWhatWaitsForRoom", quick: true,
+	},
+	{
+		name:  "late-touch-in-time",
+		what:  "a page that came while its fault was being looked after counts as touched in time: of scans of raw memory ever less is read ahead",
+		edits: []edit{{"pager/acquire.go", "r.touch(pw, w, page, op.isPark)", "r.touch(pw, w, page, false)"}},
+		pkg:   "pager", test: "TestTouchOfWhatHasComeMeanwhileIsLate", quick: true,
 	},
 	{
 		name:  "shelf-of-any-generation",
