@@ -361,9 +361,16 @@ func (c *contest) open(ctx context.Context) (err error) {
 	}
 	// Whole blocks only: a direct read of a part of one is not to be had.
 	c.size = st.Size() / blockSize * blockSize
-	c.stamped = isStamped(c.file, st.Size())
+	if c.stamped = isStamped(c.file, st.Size()); !c.stamped && c.o.workload == loadTree {
+		c.file.Close()
+		return errNoTree
+	}
 	return nil
 }
+
+// errNoTree: what the tree's walkers compute and its policy reads is what a stamped
+// file has.
+var errNoTree = errors.New("the tree is in the bytes of a file that uffdpager has filled: give no FILE, or one that --keep has left")
 
 func (c *contest) note(format string, args ...any) {
 	c.out.Notes = addNote(c.out.Notes, fmt.Sprintf(format, args...))

@@ -108,7 +108,7 @@ func aheadRows(o compareOptions) []compareRow {
 		return []compareRow{device(64), ours(wayBytes, 1).with(aheadReplay), ours(wayBytes, 1).with(aheadNone),
 			ours(wayAcquire, 1).with(aheadReplay), ours(wayAcquire, 1).with(aheadNone),
 			ours(wayReadAt, 1).with(aheadReplay), ours(wayReadAt, 1).with(aheadNone),
-			ours(wayBytes, g).with(aheadNone), ours(wayAcquire, g).with(aheadNone)}
+			ours(wayBytes, g).with(aheadNone), ours(wayAcquire, g).with(aheadNone), ours(wayReadAt, g).with(aheadNone)}
 	case loadTree:
 		return []compareRow{device(64), device(16), ours(wayBytes, 16).with(aheadTree), ours(wayBytes, 16).with(aheadNone),
 			ours(wayAcquire, 16).with(aheadTree), ours(wayAcquire, 16).with(aheadNone),

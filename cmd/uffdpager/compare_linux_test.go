@@ -191,6 +191,19 @@ func TestCompareProgram(t *testing.T) {
 }
 
 // A row that dies is a line of the result, not the end of the comparison.
+// The tree is in the bytes of a file that was filled for it. In another one its policy
+// would read what nobody comes to, and all of that would be measured.
+func TestCompareTreeNeedsItsFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "random")
+	if err := os.WriteFile(name, bytes.Repeat([]byte("no stamp"), 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd, _, _, stderr := program(t, "compare", name, "--workload", "tree", "--rounds", "1", "--duration", "20ms")
+	if err := cmd.Run(); err == nil || !strings.Contains(stderr.String(), errNoTree.Error()) {
+		t.Errorf("%v: %s", err, stderr)
+	}
+}
+
 func TestCompareRowThatFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
