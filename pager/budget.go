@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -287,8 +286,8 @@ func (p *Pager) roomAhead() {
 	if n == 1 || p.inflight.Load() < gatherDepth || load64(&p.w.free) >= load64(&p.w.lowWater)+n {
 		return
 	}
-	if readied.runnable.Load() != 0 {
-		runtime.Gosched()
+	if toRun() != 0 {
+		p.courtesy.dry.yield(drySlow, dryRest)
 	}
 	if load64(&p.w.free) < load64(&p.w.lowWater)+n && p.keeping.CompareAndSwap(false, true) {
 		p.evictSome(n)

@@ -5,6 +5,7 @@ package pager
 import (
 	"context"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -50,5 +51,57 @@ func TestTheCrowdIsCounted(t *testing.T) {
 			t.Fatalf("%d goroutines are counted as runnable, and there are none", readied.runnable.Load())
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestParkedRunWhenTheDeviceIsDry: a reaper that has told a few lets them run before
+// it tells more, parked ones too, if the device has nothing left to do; not when reads
+// wait for the queue depth, and not for a while when that took long.
+func TestParkedRunWhenTheDeviceIsDry(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	p, _ := rawMap(t, Options{Budget: 1 << 20}, store.NewMemory(1<<20), RegionOptions{ReadOnly: true})
+	defer p.Close()
+	// ran says how often of 50 times a goroutine that is ready runs in thin, when so
+	// many parked ones have been resumed.
+	const rounds = 50
+	ran := func(parked int32) (n int) {
+		for range rounds {
+			done := make(chan struct{})
+			go close(done)
+			p.courtesy.dry.rest.Store(0)
+			readied.parked.Store(parked)
+			p.thin()
+			select {
+			case <-done:
+				n++
+			default:
+			}
+			<-done
+		}
+		return n
+	}
+	// One in 61 yields comes back at once.
+	if n := ran(dryMost); n < rounds*9/10 {
+		t.Errorf("with %d resumed, others ran %d of %d times", dryMost, n, rounds)
+	}
+	if n := readied.parked.Load(); n != 0 {
+		t.Errorf("%d are still to run after that", n)
+	}
+	if n := ran(dryMost - 1); n != 0 {
+		t.Errorf("with %d resumed, others ran %d times", dryMost-1, n)
+	}
+	p.queue.n.Add(1)
+	if n := ran(dryMost); n != 0 {
+		t.Errorf("with a read that waits for the queue depth, others ran %d times", n)
+	}
+	p.queue.n.Add(-1)
+
+	p.courtesy.dry.rest.Store(2)
+	for want := int32(1); want >= 0; want-- {
+		readied.parked.Store(dryMost)
+		p.thin()
+		if n := p.courtesy.dry.rest.Load(); n != want || readied.parked.Load() != 0 {
+			t.Errorf("resting it has %d left, want %d; %d to run", n, want, readied.parked.Load())
+		}
 	}
 }

@@ -49,13 +49,52 @@ type gatherer struct {
 var readied struct {
 	_ [64]byte
 	n atomic.Int32
-	_ [60]byte
+
+	// parked counts those among them that were parked in place, since somebody
+	// last let them run: unlike the others they do not say that they have.
+	parked atomic.Int32
+	_      [56]byte
 
 	// runnable counts those who have been told of their pages and have not run
 	// since, but for parked ones; see crowded.
 	runnable atomic.Int32
 	_        [60]byte
 }
+
+// letOthers lets those run who are ready, and says how long that took.
+func letOthers() time.Duration {
+	readied.parked.Store(0)
+	began := time.Now()
+	runtime.Gosched()
+	return time.Since(began)
+}
+
+// A courtesy is a reason to let others run now and then. When that takes long it
+// is not for those who were told of their pages, but for others that compute; then
+// it is not done for a while.
+type courtesy struct{ rest atomic.Int32 }
+
+func (c *courtesy) yield(slow time.Duration, rest int32) {
+	if c.rest.Load() > 0 && c.rest.Add(-1) >= 0 {
+		readied.parked.Store(0) // they run when they do, and this is not asked again for each
+		return
+	}
+	if letOthers() > slow {
+		c.rest.Store(rest)
+	}
+}
+
+// What came without being waited for is installed by whoever reaps it, and makes
+// room for more of it, which takes as long as a read of a page. Those who were told
+// of their pages by the same reaper are next on its P, and would wait for that or
+// for a thread to wake that takes them away. So they are let run first (letRun).
+const (
+	letSlow = time.Millisecond
+	letRest = 64
+)
+
+// letRun is the engine's Between.
+func (p *Pager) letRun() { p.courtesy.between.yield(letSlow, letRest) }
 
 // crowdMost is how many goroutines are made ready before some of them have run. A
 // P has 256 places for them; those beyond go to a queue of all Ps, from which
@@ -64,42 +103,45 @@ var readied struct {
 // be among the others.
 const (
 	crowdMost = 32
-	crowdDry  = 4                     // when the device is about to run dry, see crowded
-	crowdSlow = 50 * time.Millisecond // who yielded for so long did it for others than ours
-	crowdRest = 32                    // … and goes on with so many chunks
-)
+	crowdSlow = 50 * time.Millisecond
+	crowdRest = 32 // chunks of a reaper
 
-// What came without being waited for is installed by whoever reaps it, and makes
-// room for more of it, which takes as long as a read of a page. Those who were told
-// of their pages by the same reaper are next on its P, and would wait for that or
-// for a thread to wake that takes them away. So they are let run first (letRun),
-// unless the last time took long: then others run who do not miss.
-const (
-	letSlow = time.Millisecond
-	letRest = 64
+	// When the device is about to run dry it is so few, parked ones included: see dry.
+	dryMost  = 4
+	dryDepth = 32
+	drySlow  = 2 * time.Millisecond
+	dryRest  = 128
 )
-
-// letRun is the engine's Between.
-func (p *Pager) letRun() {
-	if p.letRest.Load() > 0 && p.letRest.Add(-1) >= 0 {
-		return
-	}
-	began := time.Now()
-	runtime.Gosched()
-	if time.Since(began) > letSlow {
-		p.letRest.Store(letRest)
-	}
-}
 
 // crowded says that some of those who have been told of their pages should run before
-// more are told. They miss again, most of them; so when nothing waits for a place
-// in the queue depth, and the device has little left to do, the first few are
-// worth more than the others. (Virtual devices answer all they have together. Then
-// everything that is done between their interrupt and the next read, which was the
-// installation of 32 pages, is time in which they do nothing.)
+// more are told.
 func (p *Pager) crowded() bool {
 	n := readied.runnable.Load()
-	return n >= crowdMost || n >= crowdDry && p.queue.n.Load() == 0 && aio.Outstanding(p.engine) < gatherDepth
+	return n >= crowdMost || n >= dryMost && p.dry()
+}
+
+// dry says that the device is about to run dry. Who runs misses again, most of
+// the time; so when nothing waits for a place in the queue depth, and the device
+// has little left to do, the first few are worth more than the others. (Virtual
+// devices answer all they have together. Then everything that is done between
+// their interrupt and the next read, which was the installation of 32 pages, is
+// time in which they do nothing.)
+func (p *Pager) dry() bool {
+	return p.queue.n.Load() == 0 && aio.Outstanding(p.engine) < dryDepth
+}
+
+// toRun is how many have been told of their pages and have not run yet, parked ones
+// too.
+func toRun() int32 { return readied.runnable.Load() + readied.parked.Load() }
+
+// thin lets some of the crowd run, if it is one, before its reaper tells more.
+func (p *Pager) thin() {
+	switch {
+	case readied.runnable.Load() >= crowdMost:
+		p.courtesy.crowd.yield(crowdSlow, crowdRest)
+	case toRun() >= dryMost && p.dry():
+		p.courtesy.dry.yield(drySlow, dryRest)
+	}
 }
 
 // Submit starts ops, or adds them to what the leader is going to submit.
@@ -153,9 +195,7 @@ func (p *Pager) single() bool {
 // yield lets those run who are ready.
 func (g *gatherer) yield() {
 	readied.n.Store(0)
-	began := time.Now()
-	runtime.Gosched()
-	if time.Since(began) <= gatherSlow {
+	if letOthers() <= gatherSlow {
 		g.slow = 0
 		return
 	}

@@ -5,7 +5,6 @@ package pager
 import (
 	"context"
 	"errors"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,18 +31,9 @@ func now() time.Time { return time.Now() }
 
 func (p *Pager) reap() {
 	defer p.wg.Done()
-	rest := 0 // chunks to reap before the next look at the crowd
 	for {
 		for p.engine.Reap(8) > 0 {
-			if rest > 0 {
-				rest--
-			} else if p.crowded() {
-				began := time.Now()
-				runtime.Gosched()
-				if time.Since(began) > crowdSlow {
-					rest = crowdRest
-				}
-			}
+			p.thin()
 		}
 		p.roomAhead()
 		if err := p.engine.Wait(context.Background()); err != nil {
@@ -132,9 +122,10 @@ func (p *Pager) waitWake(d time.Duration) {
 	_, _ = p.wakeFile.Read(b[:])
 }
 
-// idle: nobody waits and nothing is dirty, so that no clock is needed.
+// idle: nobody waits, and nothing was dirty the last time that the clock was looked at,
+// so that none is needed.
 func (p *Pager) idle() bool {
-	return p.waiting.Load() == 0 && bare.Load32(&p.w.goneWithoutUs) == 0 && load64(&p.w.dirty) == 0 && p.holds.n.Load() == 0 && !p.flush.sweeping
+	return p.waiting.Load() == 0 && bare.Load32(&p.w.goneWithoutUs) == 0 && load64(&p.w.dirty) == 0 && p.holds.n.Load() == 0 && !p.flush.sweeping && !p.flush.aging
 }
 
 // rouse wakes the housekeeper from ordinary code.
@@ -254,29 +245,40 @@ func parker() {
 	var buf []coro.Parked
 	for {
 		buf = coro.NextParked(buf[:0])
-		g := leadParked(buf)
-		if g != nil {
-			g.yield()
+		p := leadParked(buf)
+		if p == nil {
+			startAll(buf)
+			continue
+		}
+		if len(buf) < p.gather.enough() {
+			p.gather.yield()
 			buf = coro.MoreParked(buf)
 		}
-		for _, pk := range buf {
-			startParked(pk)
-			bare.Add64(&rescuer.started, 1)
-		}
-		if g != nil {
-			g.flush()
+		startAll(buf)
+		p.gather.flush()
+		// Those who wait for their reads to start come first; then, as in submit,
+		// whatever has finished.
+		if coro.ParkedSoFar() == bare.Load64(&rescuer.started) {
+			p.reapSome(8)
 		}
 	}
 }
 
-// leadParked gathers the reads of goroutines that are parked, see lead. Those of
-// other pagers than the first one's go out as ever.
-func leadParked(buf []coro.Parked) *gatherer {
+func startAll(buf []coro.Parked) {
+	for _, pk := range buf {
+		startParked(pk)
+		bare.Add64(&rescuer.started, 1)
+	}
+}
+
+// leadParked is the pager whose reads are gathered, see lead: the first one's of
+// those who are parked, or nil. Those of others go out as ever.
+func leadParked(buf []coro.Parked) *Pager {
 	if len(buf) == 0 {
 		return nil
 	}
 	if r := regionAt(buf[0].Addr); r != nil && r.p.lead() {
-		return &r.p.gather
+		return r.p
 	}
 	return nil
 }

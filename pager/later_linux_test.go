@@ -68,7 +68,7 @@ func TestWhoIsToldRunsFirst(t *testing.T) {
 			close(ran)
 		}()
 		runtime.Gosched() // he waits
-		p.letRest.Store(0)
+		p.courtesy.between.rest.Store(0)
 		told <- struct{}{}
 		p.letRun()
 		select {
@@ -93,17 +93,17 @@ func TestWhoIsToldRunsFirst(t *testing.T) {
 			}
 		}
 	})
-	p.letRest.Store(0)
-	for i := 0; p.letRest.Load() == 0 && i < 1000; i++ {
+	p.courtesy.between.rest.Store(0)
+	for i := 0; p.courtesy.between.rest.Load() == 0 && i < 1000; i++ {
 		p.letRun() // one in 61 comes back at once
 	}
-	if p.letRest.Load() != letRest {
-		t.Errorf("after a slow turn it rests for %d, want %d", p.letRest.Load(), letRest)
+	if p.courtesy.between.rest.Load() != letRest {
+		t.Errorf("after a slow turn it rests for %d, want %d", p.courtesy.between.rest.Load(), letRest)
 	}
 	for range letRest {
 		p.letRun() // without letting the other run: it would take 10 ms each
 	}
-	if n := p.letRest.Load(); n != 0 {
+	if n := p.courtesy.between.rest.Load(); n != 0 {
 		t.Errorf("and has %d left after %d", n, letRest)
 	}
 	close(stop)

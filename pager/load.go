@@ -132,8 +132,9 @@ func (p *Pager) submit(b *batch) {
 		p.gather.flush()
 	}
 	// Whatever has finished meanwhile is taken along: it saves its reaper a
-	// wake-up, and costs no system call when there is nothing.
-	if !p.crowded() {
+	// wake-up, and costs no system call when there is nothing. (But not while the
+	// reads that have just been gathered wait for their leader, who may be the caller.)
+	if !p.gather.led.Load() && !p.crowded() {
 		p.reapSome(8)
 	}
 }

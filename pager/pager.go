@@ -22,15 +22,15 @@ import (
 // Pager pages regions within one budget. Its methods may be called from any
 // goroutine. A program usually has one.
 type Pager struct {
-	opt     Options
-	log     *zap.Logger
-	w       *pagerWords
-	engine  aio.Engine
-	gather  gatherer     // the engine, for reads
-	letRest atomic.Int32 // see letRun
-	onSpot  onSpot       // the engine, for who waits for his own I/O
-	alone   alone        // who waits for the only read
-	solo    solo         // the engine of a Sync by its caller
+	opt      Options
+	log      *zap.Logger
+	w        *pagerWords
+	engine   aio.Engine
+	gather   gatherer                               // the engine, for reads
+	courtesy struct{ between, crowd, dry courtesy } // see gather.go
+	onSpot   onSpot                                 // the engine, for who waits for his own I/O
+	alone    alone                                  // who waits for the only read
+	solo     solo                                   // the engine of a Sync by its caller
 
 	budgetMu    sync.Mutex
 	budget      atomic.Int64 // frames

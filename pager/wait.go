@@ -206,6 +206,7 @@ func (op *waitOp) complete() {
 		op.free()
 		r.leave()
 		readied.n.Add(1)
+		readied.parked.Add(1)
 		pk.Resume(errno)
 		return
 	}
