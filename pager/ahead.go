@@ -29,11 +29,11 @@ import (
 // faster than the device each wait once for a run, and not for its pages one after
 // the other.
 const (
-	maxJobs      = 4096    // of policies, and as many that the program named
-	jobsSpare    = 512     // of these, for markers and for what is planned for two regions at once
-	aheadShare   = 2       // prefetch takes at most 1/aheadShare of the queue
-	aheadFlight  = 4 << 20 // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
-	movedFlight  = 8 << 20 // the same where pages are moved: the cache does not matter then, and four are not many
+	maxJobs      = 4096                  // of policies, and as many that the program named
+	jobsSpare    = 512                   // of these, for markers and for what is planned for two regions at once
+	aheadShare   = 2                     // prefetch takes at most 1/aheadShare of the queue
+	aheadFlight  = 4 << 20               // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
+	movedFlight  = 8 << 20               // the same where pages are moved: the cache does not matter then, and four are not many
 	wantedRun    = 256 << 10             // bytes of a read of what is planned and missed
 	aheadPlans   = 8                     // plans run ahead of the reads by so many times what may be under way
 	calmFlight   = 512 << 10             // bytes under way that were planned, while there are surprises …
