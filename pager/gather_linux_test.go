@@ -35,3 +35,37 @@ func TestOneGoroutineDoesNotGather(t *testing.T) {
 		t.Errorf("it has gathered reads %d times", n)
 	}
 }
+
+// What is read ahead waits for demands, but not for all that come as long as they come:
+// somebody may have come to wait for it.
+func TestReadsAheadAreNotPassedForEver(t *testing.T) {
+	var q loadQueue
+	behind := &load{kind: ahead}
+	q.push(behind)
+	for range 2 * passMost {
+		q.push(&load{kind: demand})
+	}
+	for n := 0; ; n++ {
+		l := q.first()
+		q.pop(l)
+		q.push(&load{kind: demand}) // they go on coming
+		if l == behind {
+			if n != passMost {
+				t.Errorf("it goes after %d demands, want %d", n, passMost)
+			}
+			break
+		}
+		if n > 4*passMost {
+			t.Fatal("it never goes")
+		}
+	}
+	if l := q.first(); l.kind != demand || q.passed != 0 {
+		t.Errorf("then comes kind %d, %d passed", l.kind, q.passed)
+	}
+	for q.n.Load() > 0 {
+		q.pop(q.first())
+	}
+	if n := q.demand.Load(); n != 0 {
+		t.Errorf("%d demands are counted in an empty queue", n)
+	}
+}

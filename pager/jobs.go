@@ -338,8 +338,12 @@ func (p *Pager) pumpInto(b *batch) {
 }
 
 // claimPlanned claims a run with page in it, which is missed, into b, if that is planned
-// and waits for room.
+// and waits for room. Not while demands wait for the queue depth: the run would wait
+// behind them, where the page alone is one of them.
 func (p *Pager) claimPlanned(r *Region, page uint64, b *batch) bool {
+	if p.queue.demand.Load() != 0 {
+		return false
+	}
 	first, n, mark := p.jobs.take(r, page, uint64(max(wantedRun>>frameShift/r.fpp, 1)))
 	if n == 0 {
 		return false

@@ -229,12 +229,18 @@ func (p *Pager) flushBatch(b *batch) {
 	b.ops = b.ops[:0]
 }
 
-// loadQueue holds loads over the queue depth.
+// loadQueue holds loads over the queue depth: those of each kind in the order in which
+// they came, demand first. But somebody may wait for what is read ahead, too: so one
+// of that goes after each passMost of the others.
 type loadQueue struct {
 	mu         sync.Mutex
 	head, tail [2]*load
+	passed     int // by demand, since what is read ahead went or began to wait
 	n          atomic.Int32
+	demand     atomic.Int32 // of them
 }
+
+const passMost = 64
 
 func (q *loadQueue) push(l *load) {
 	k := l.kind
@@ -246,19 +252,23 @@ func (q *loadQueue) push(l *load) {
 	}
 	q.tail[k] = l
 	q.n.Add(1)
+	if k == demand {
+		q.demand.Add(1)
+	}
 }
 
 // first is the load whose turn it is, nil if there is none. q.mu is held.
 func (q *loadQueue) first() *load {
-	for _, l := range q.head {
-		if l != nil {
-			return l
-		}
+	if l := q.head[ahead]; l != nil && q.passed >= passMost {
+		return l
 	}
-	return nil
+	if l := q.head[demand]; l != nil {
+		return l
+	}
+	return q.head[ahead]
 }
 
-// pop takes out l, which is the first. q.mu is held.
+// pop takes out l, which is the first of its kind. q.mu is held.
 func (q *loadQueue) pop(l *load) {
 	k := l.kind
 	q.head[k] = l.next
@@ -266,6 +276,28 @@ func (q *loadQueue) pop(l *load) {
 		q.tail[k] = nil
 	}
 	q.n.Add(-1)
+	switch {
+	case k == ahead || q.head[ahead] == nil:
+		q.passed = 0
+	default:
+		q.passed++
+	}
+	if k == demand {
+		q.demand.Add(-1)
+	}
+}
+
+// fly takes off the load whose turn it is, or, if more is read ahead than may be under
+// way, a demand in its place. nil: none may go. q.mu is held.
+func (p *Pager) fly(q *loadQueue) *load {
+	l := q.first()
+	if l == nil || p.takeOff(l) {
+		return l
+	}
+	if l = q.head[demand]; l != q.first() && l != nil && p.takeOff(l) {
+		return l
+	}
+	return nil
 }
 
 // unqueue moves queued loads into b as far as the queue depth allows.
@@ -276,8 +308,8 @@ func (p *Pager) unqueue(b *batch) {
 			return
 		}
 		q.mu.Lock()
-		l := q.first()
-		if l == nil || !p.takeOff(l) {
+		l := p.fly(q)
+		if l == nil {
 			q.mu.Unlock()
 			return
 		}
