@@ -9,7 +9,6 @@ type mutation struct {
 	test  string // its name; a slash leads to a subtest
 	tags  string // build tags of the test
 	hang  bool   // the defect is that something never ends
-	races bool   // it shows only when threads meet: may be tried twice
 	quick bool   // CI runs it
 }
 
@@ -158,13 +157,13 @@ var table = []mutation{
 		name:  "redirtied-is-clean",
 		what:  "a page that was written to while it was being written counts as clean afterwards",
 		edits: []edit{{"pager/writeback.go", "case w&(flagRedirtied|flagWritePin) != 0:", "case w&flagWritePin != 0:"}},
-		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2", races: true,
+		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2",
 	},
 	{
 		name:  "write-pin-forgotten",
 		what:  "a page somebody may be writing to by DMA becomes clean when it is written",
 		edits: []edit{{"pager/writeback.go", "if w&flagWritePin != 0 {\n\t\t\tif k > 0 {", "if false {\n\t\t\tif k > 0 {"}, {"pager/writeback.go", "case w&(flagRedirtied|flagWritePin) != 0:", "case w&flagRedirtied != 0:"}},
-		pkg:   "tests/model", test: "TestDMAUnderWritebackReachesTheStore", races: true,
+		pkg:   "tests/model", test: "TestDMAUnderWritebackReachesTheStore",
 	},
 	{
 		name:  "dirty-bit-late",
@@ -663,7 +662,7 @@ var table = []mutation{
 		name:  "no-rescue-of-parked",
 		what:  "the read of a parked goroutine waits for the goroutine that starts it, however long that gets no P",
 		edits: []edit{{"pager/rescue.go", "\tstate = lookAtParked()\n", ""}},
-		pkg:   "tests/liveness", test: "TestMissesAmongSpinners", races: true,
+		pkg:   "tests/liveness", test: "TestMissesAmongSpinners",
 	},
 	{
 		name:  "rescue-tells-nobody",
