@@ -45,9 +45,9 @@ type cut struct {
 
 	mu      sync.Mutex
 	entries []journal.Entry
-	raw     []int // entries whose checksum has still to be read
-	spoiled map[uint32]struct{}
-	err     error // the first failed write
+	raw     []int            // entries whose checksum has still to be read
+	spoiled map[int]struct{} // entries that were not written; others may have their slots
+	err     error            // the first failed write
 }
 
 // pending is a WaitGroup that says whether there is anything to wait for.
@@ -81,6 +81,7 @@ func (c *cut) add(w *slotWrite) {
 	c.writes.Add(1)
 	c.running.Add(int64(len(w.pages)) * c.r.fpp)
 	c.mu.Lock()
+	w.entry = len(c.entries)
 	for i, page := range w.pages {
 		c.entries = append(c.entries, journal.Entry{Page: page, Slot: w.slot + uint32(i)})
 	}
@@ -96,10 +97,10 @@ func (c *cut) written(w *slotWrite, err error) {
 			c.err = err
 		}
 		if c.spoiled == nil {
-			c.spoiled = map[uint32]struct{}{}
+			c.spoiled = map[int]struct{}{}
 		}
 		for i := range w.pages {
-			c.spoiled[w.slot+uint32(i)] = struct{}{}
+			c.spoiled[w.entry+i] = struct{}{}
 		}
 		c.mu.Unlock()
 	}
@@ -278,7 +279,7 @@ func (c *cut) undo() {
 	a := c.r.atomic
 	c.await()
 	for i, e := range c.entries {
-		if _, gone := c.spoiled[e.Slot]; gone {
+		if _, gone := c.spoiled[i]; gone {
 			continue
 		}
 		var flags uint64

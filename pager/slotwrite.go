@@ -23,6 +23,7 @@ type slotWrite struct {
 	why   writeWhy
 	buf   *buffer
 	cut   *cut // nil: not for a commit
+	entry int  // of the first page in the cut
 	last  bool // of its list
 	track tracked
 	tries uint32 // that were repeated, see retry.go
