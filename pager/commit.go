@@ -210,9 +210,6 @@ func (c *cut) conclude() error {
 // record encodes the commit. If the ring is full a checkpoint makes room.
 func (c *cut) record() (*journal.Record, error) {
 	a := c.r.atomic
-	for i := range c.entries {
-		c.entries[i].CRC = *c.r.d.slotCRC(c.entries[i].Slot)
-	}
 	for tries := 0; ; tries++ {
 		rec, err := a.j.Record(journal.Commit{Length: c.length, MinLength: c.minLength, Entries: c.entries})
 		switch {
@@ -245,7 +242,8 @@ func (c *cut) readRaw() error {
 		if err != nil {
 			return r.fault("read", e.Page, err)
 		}
-		*r.d.slotCRC(e.Slot) = journal.CRC32C(op.Buf)
+		e.CRC = journal.CRC32C(op.Buf)
+		*r.d.slotCRC(e.Slot) = e.CRC
 		c.raw = c.raw[1:]
 	}
 	return nil

@@ -44,7 +44,7 @@ type cut struct {
 	failed  error     // what keeps the cut from being durable
 
 	mu      sync.Mutex
-	entries []journal.Entry
+	entries []journal.Entry  // who takes the cut appends
 	raw     []int            // entries whose checksum has still to be read
 	spoiled map[int]struct{} // entries that were not written; others may have their slots
 	err     error            // the first failed write
@@ -266,7 +266,7 @@ func (c *cut) takeLoose() error {
 			if w&slotRaw != 0 {
 				c.raw = append(c.raw, len(c.entries))
 			}
-			c.entries = append(c.entries, journal.Entry{Page: page, Slot: s})
+			c.entries = append(c.entries, journal.Entry{Page: page, Slot: s, CRC: *d.slotCRC(s)})
 			c.mu.Unlock()
 			break
 		}

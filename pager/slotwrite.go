@@ -284,7 +284,7 @@ func (w *slotWrite) start() {
 		}
 	}
 	if w.cut == nil {
-		r.checksums(w.slot, w.buf.mem[:n<<r.shift])
+		r.checksums(w.slot, w.buf.mem[:n<<r.shift], nil)
 		r.atomic.writers.Add(1)
 	} else {
 		w.cut.add(w)
@@ -299,11 +299,12 @@ func (w *slotWrite) start() {
 	if w.cut != nil {
 		// The record has the checksums, so they can be computed while the device has
 		// the images. (The write may end at any time, but its slots become nobody's
-		// else meanwhile whose images have checksums.)
-		slot, buf := w.slot, w.buf
+		// else meanwhile whose images have checksums, but for a later write of this
+		// cut.)
+		slot, buf, entries := w.slot, w.buf, w.cut.entries[w.entry:][:n]
 		buf.lent.Add(1)
 		w.cut.start(&w.op, w.last)
-		r.checksums(slot, buf.mem[:n<<r.shift])
+		r.checksums(slot, buf.mem[:n<<r.shift], entries)
 		bufs.put(buf)
 		return
 	}
@@ -311,10 +312,16 @@ func (w *slotWrite) start() {
 	r.write.side.Start(r.p.engine, ops[:])
 }
 
-// checksums computes the checksums of images for the slots from this one on.
-func (r *Region) checksums(slot uint32, images []byte) {
-	for ; len(images) > 0; slot++ {
-		*r.d.slotCRC(slot) = journal.CRC32C(images[:1<<r.shift])
+// checksums computes the checksums of images for the slots from this one on, and for
+// their entries in a cut, if they are in one. A slot whose write has failed may get
+// another page's image before the record is made: that must not verify as this one's.
+func (r *Region) checksums(slot uint32, images []byte, entries []journal.Entry) {
+	for i := 0; len(images) > 0; i++ {
+		sum := journal.CRC32C(images[:1<<r.shift])
+		*r.d.slotCRC(slot + uint32(i)) = sum
+		if entries != nil {
+			entries[i].CRC = sum
+		}
 		images = images[1<<r.shift:]
 	}
 }

@@ -563,8 +563,26 @@ var table = []mutation{
 	{
 		name:  "record-without-checksums",
 		what:  "the record of a commit has other checksums than those of its images",
-		edits: []edit{{"pager/slotwrite.go", "\t\tr.checksums(slot, buf.mem[:n<<r.shift])\n\t\tbufs.put(buf)\n", "\t\t_ = slot\n\t\tbufs.put(buf)\n"}},
+		edits: []edit{{"pager/slotwrite.go", "\t\tr.checksums(slot, buf.mem[:n<<r.shift], entries)\n\t\tbufs.put(buf)\n", "\t\t_, _ = slot, entries\n\t\tbufs.put(buf)\n"}},
 		pkg:   "pager", test: "TestRecordsHaveTheirImagesChecksums", quick: true,
+	},
+	{
+		name:  "slots-taken-back-by-number",
+		what:  "a commit that fails leaves out of what it takes back all images in slots of which one write failed",
+		edits: []edit{{"pager/cut.go", "if _, gone := c.spoiled[i]; gone {", "if slices.ContainsFunc(c.entries, func(o journal.Entry) bool {\n\t\t\t_, gone := c.spoiled[slices.Index(c.entries, o)]\n\t\t\treturn gone && o.Slot == e.Slot\n\t\t}) {"}},
+		pkg:   "pager", test: "TestSlotsThatOneCutUsesTwice", quick: true,
+	},
+	{
+		name:  "checksums-of-slots",
+		what:  "a record has the checksums of what is in its slots when it is made, whosever that is",
+		edits: []edit{{"pager/commit.go", "\tfor tries := 0; ; tries++ {\n\t\trec, err := a.j.Record", "\tfor i := range c.entries {\n\t\tc.entries[i].CRC = *c.r.d.slotCRC(c.entries[i].Slot)\n\t}\n\tfor tries := 0; ; tries++ {\n\t\trec, err := a.j.Record"}},
+		pkg:   "pager", test: "TestSlotsThatOneCutUsesTwice", quick: true,
+	},
+	{
+		name:  "trim-before-checkpoint",
+		what:  "Discard of an Atomic region punches the store at once, not with the checkpoint of its commit",
+		edits: []edit{{"pager/resize.go", "\t\t// Holes of one's own are pages of zeros.\n", "\t\t_ = r.store.Discard(off, n)\n"}},
+		pkg:   "tests/durability", test: "TestAtomicPowerLoss", quick: true,
 	},
 	{
 		name:  "commit-of-one-of-several",
