@@ -3,12 +3,15 @@ package durability
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/uffdpager/uffdpager/pager"
 	"github.com/uffdpager/uffdpager/pager/store"
@@ -37,6 +40,9 @@ type history struct {
 	path string // of the journal, if it is a file
 	opt  pager.RegionOptions
 
+	pages int64         // of the region, at most
+	wide  *store.Faulty // the journal's store, whose writes fail now and then; nil: they do not
+
 	p     *pager.Pager
 	r     *pager.Region
 	raw   bool
@@ -45,8 +51,10 @@ type history struct {
 	steps map[string]int
 }
 
-// historyPages is the size of the region: more than the budget has.
-const historyPages = 24
+const (
+	historyPages = 24  // of a region: more than the budget has
+	widePages    = 400 // of one whose commits are several transfers
+)
 
 // lasting is a store that outlives its region.
 type lasting struct{ store.Store }
@@ -59,14 +67,36 @@ func (lasting) Close() error { return nil }
 func newHistory(t *testing.T, seed uint64, slow, summed bool) *history {
 	t.Helper()
 	p := fixture.Pager(t, pager.Options{Budget: int64(12+seed%8) * frame})
-	return newHistoryOf(t, p, new(store.Recorder), seed, slow, summed)
+	return newHistoryOf(t, p, new(store.Recorder), seed, historyPages, slow, summed)
+}
+
+// newWideHistory maps a region whose commits are of hundreds of pages, and whose journal
+// now and then says of a write that it has failed.
+func newWideHistory(t *testing.T, seed uint64, slow bool) *history {
+	t.Helper()
+	p := fixture.Pager(t, pager.Options{Budget: 2 * widePages * frame})
+	h := newHistoryOf(t, p, new(store.Recorder), seed, widePages, slow, false)
+	h.fail(true)
+	return h
+}
+
+// fail begins or ends the errors of a wide history.
+func (h *history) fail(yes bool) {
+	if h.wide == nil {
+		return
+	}
+	if h.wide.Clear(); yes {
+		// What is written is there: nobody knows that of a write that has failed, and the
+		// record knows what is there.
+		h.wide.Inject(store.Fault{Ops: store.OnWrite, Prob: 0.25, Err: unix.EIO, Short: 1 << 30})
+	}
 }
 
 // newHistoryOf is newHistory of one region among several of a pager, whose
 // stores lose power together.
-func newHistoryOf(t *testing.T, p *pager.Pager, rec *store.Recorder, seed uint64, slow, summed bool) *history {
+func newHistoryOf(t *testing.T, p *pager.Pager, rec *store.Recorder, seed uint64, pages int64, slow, summed bool) *history {
 	t.Helper()
-	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 5)), p: p, rec: rec, steps: map[string]int{}}
+	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 5)), p: p, rec: rec, steps: map[string]int{}, pages: pages}
 	wrap := func(s store.Store) *store.Recording {
 		if slow {
 			s = store.NewFaulty(s, store.FaultyOptions{Seed: seed, Latency: 20 * time.Microsecond, Jitter: 50 * time.Microsecond, Reorder: 4})
@@ -77,9 +107,9 @@ func newHistoryOf(t *testing.T, p *pager.Pager, rec *store.Recorder, seed uint64
 		}
 		return r
 	}
-	data := fixture.Memory(t, historyPages*frame, seed)
+	data := fixture.Memory(t, pages*frame, seed)
 	if summed {
-		sums := store.NewMemory(store.SumsSize(historyPages * frame))
+		sums := store.NewMemory(store.SumsSize(pages * frame))
 		c, err := store.NewChecksummed(lasting{data}, lasting{sums}, store.ChecksumOptions{Create: true})
 		if err == nil {
 			err = c.Close()
@@ -96,18 +126,28 @@ func newHistoryOf(t *testing.T, p *pager.Pager, rec *store.Recorder, seed uint64
 		h.path = filepath.Join(t.TempDir(), "journal")
 		journal = fixture.OpenFile(t, h.path, store.FileOptions{Create: true, Size: 256 << 10})
 	}
+	limit := int64(256 << 10)
+	if pages > historyPages {
+		limit = 8 << 20
+		h.wide = store.NewFaulty(journal, store.FaultyOptions{Seed: seed, Kernel: true, Check: true})
+		journal = h.wide
+	}
 	h.js = wrap(journal)
 	t.Cleanup(func() { h.js.Close() })
 	h.opt = pager.RegionOptions{
 		Durability: pager.Atomic,
-		MaxSize:    historyPages * frame,
+		MaxSize:    pages * frame,
 		PageSize:   frame << h.rng.IntN(2),
-		Journal:    pager.JournalOptions{Limit: 256 << 10, Interval: time.Duration(1+h.rng.IntN(10)) * time.Millisecond},
+		Journal:    pager.JournalOptions{Limit: limit, Interval: time.Duration(1+h.rng.IntN(10)) * time.Millisecond},
 		Writeback:  pager.Writeback{DirtyShare: 0.3, Age: time.Duration(1+h.rng.IntN(5)) * time.Millisecond},
+	}
+	if pages > historyPages {
+		h.opt.PageSize, h.opt.Writeback = frame, pager.Writeback{NoSteal: true}
+		h.opt.Retry.Times = -1
 	}
 	h.open()
 	h.raw = h.r.Raw() == nil
-	h.model = make([]byte, historyPages*frame)
+	h.model = make([]byte, pages*frame)
 	fixture.Fill(h.model, 0, seed)
 	h.tried = []attempt{{region: bytes.Clone(h.model), ack: h.rec.Now()}}
 	return h
@@ -142,8 +182,12 @@ func (h *history) run(steps int) {
 		}
 		h.steps[name]++
 	}
+	h.fail(false)
 	if err := h.r.Close(); err != nil {
 		h.t.Fatalf("Close: %v", err)
+	}
+	if h.wide != nil && h.wide.Counts().Changed > 0 {
+		h.t.Error("images changed on their way to the journal")
 	}
 }
 
@@ -151,7 +195,11 @@ func (h *history) step(i uint64) (string, error) {
 	ctx := context.Background()
 	size := int64(len(h.model))
 	off := h.rng.Int64N(size)
-	n := min(1+h.rng.Int64N(3*frame), size-off)
+	most := h.pages / 8 * frame
+	if h.wide != nil {
+		most *= 4
+	}
+	n := min(1+h.rng.Int64N(most), size-off)
 	b := make([]byte, n)
 	fixture.Fill(b, off, i+1)
 	switch x := h.rng.IntN(100); {
@@ -189,7 +237,7 @@ func (h *history) step(i uint64) (string, error) {
 		}
 		return "ReadAt", fixture.Compare(got, h.model[off:off+n], off)
 	case x < 72:
-		size = 1 + h.rng.Int64N(historyPages*frame)
+		size = 1 + h.rng.Int64N(h.pages*frame)
 		if err := h.r.Resize(ctx, size); err != nil {
 			return "Resize", err
 		}
@@ -200,6 +248,7 @@ func (h *history) step(i uint64) (string, error) {
 		}
 		return "Resize", nil
 	case x < 76:
+		n = min(4*n, size-off) // whole pages, as a rule
 		clear(h.model[off : off+n])
 		return "Discard", h.r.Discard(ctx, off, n)
 	case x < 79:
@@ -207,18 +256,35 @@ func (h *history) step(i uint64) (string, error) {
 		time.Sleep(time.Duration(h.rng.IntN(3)) * time.Millisecond)
 		return "pause", nil
 	case x < 81:
+		h.fail(false)
 		if err := h.r.Close(); err != nil {
 			return "Close", err
 		}
 		h.open()
-		h.model = bytes.Clone(h.tried[len(h.tried)-1].region)
+		h.model = bytes.Clone(h.acknowledged().region)
+		// A commit that had failed is gone for good.
+		h.tried = append(h.tried, attempt{region: bytes.Clone(h.model), begun: h.rec.Now(), ack: h.rec.Now()})
+		h.fail(true)
 		return "Close", h.compare(h.r, h.model)
 	}
-	return "Commit", commit(func() error {
+	err := commit(func() error {
 		may, cancel := context.WithCancel(ctx) // another way than for who stays to the end
 		defer cancel()
 		return h.r.Commit(may)
 	}, h)
+	if h.wide != nil && errors.Is(err, unix.EIO) {
+		return "Commit that failed", nil
+	}
+	return "Commit", err
+}
+
+// acknowledged is the last commit that was.
+func (h *history) acknowledged() attempt {
+	i := len(h.tried) - 1
+	for h.tried[i].ack == 0 {
+		i--
+	}
+	return h.tried[i]
 }
 
 // commit notes an attempt of all of the histories, which fn makes.
@@ -228,7 +294,9 @@ func commit(fn func() error, hs ...*history) error {
 	}
 	err := fn()
 	for _, h := range hs {
-		h.tried[len(h.tried)-1].ack = h.rec.Now()
+		if err == nil {
+			h.tried[len(h.tried)-1].ack = h.rec.Now()
+		}
 	}
 	return err
 }

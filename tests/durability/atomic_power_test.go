@@ -18,31 +18,41 @@ import (
 // with all, nothing, or a random part of what was not flushed, sectors torn,
 // and maps what is left: a whole commit, none older than what Commit had
 // acknowledged. Now and then the power goes again while that is mapped.
-func TestAtomicPowerLoss(t *testing.T) { atomicPowerLoss(t, 1000, false) }
+func TestAtomicPowerLoss(t *testing.T) { atomicPowerLoss(t, 1000, false, false) }
+
+// TestAtomicPowerLossWide is the same with commits of several transfers each, whose images
+// are on their way while their checksums are computed, and of which some fail: after one
+// that has failed a crash leaves all of it or nothing.
+func TestAtomicPowerLossWide(t *testing.T) { atomicPowerLoss(t, 400, false, true) }
 
 // TestAtomicPowerLossChecksummed is the same with checksums beside the data:
 // nothing that is left is ever a checksum error, neither before recovery, when
 // it is read through the journal, nor after it, when data and sums agree by
 // themselves.
-func TestAtomicPowerLossChecksummed(t *testing.T) { atomicPowerLoss(t, 400, true) }
+func TestAtomicPowerLossChecksummed(t *testing.T) { atomicPowerLoss(t, 400, true, false) }
 
-func atomicPowerLoss(t *testing.T, atLeast int, summed bool) {
+func atomicPowerLoss(t *testing.T, atLeast int, summed, wide bool) {
 	fixture.NeedWrite(t)
 	seed := fixture.Seed(t)
 	if child.Isolate(t, child.Options{Procs: 2, Deadline: deadline(3*time.Minute, 40*time.Minute)}) {
 		return
 	}
 	end, steps := time.Now().Add(30*time.Second), 50
-	if summed {
+	if summed || wide {
 		steps = 30 // its images cost more
 	}
 	if fixture.Torture() {
-		atLeast, end = 100_000, time.Now().Add(30*time.Minute)
+		atLeast, end = 100*atLeast, time.Now().Add(30*time.Minute)
 	}
 	images, unseen := 0, 0
 	for n := uint64(0); images < atLeast && time.Now().Before(end) && !t.Failed(); n++ {
 		t.Run(fmt.Sprint("history", n), func(t *testing.T) {
-			h := newHistory(t, seed+n, n%2 == 1, summed)
+			var h *history
+			if wide {
+				h = newWideHistory(t, seed+n, n%2 == 1)
+			} else {
+				h = newHistory(t, seed+n, n%2 == 1, summed)
+			}
 			h.run(steps)
 			if !h.recorded() {
 				unseen++

@@ -46,7 +46,7 @@ func loseSeveral(t *testing.T, seed uint64, slow bool) (images, apart int) {
 	rec := new(store.Recorder)
 	rng := rand.New(rand.NewPCG(seed, 8))
 	p := fixture.Pager(t, pager.Options{Budget: 32 * frame})
-	hs := []*history{newHistoryOf(t, p, rec, seed, slow, false), newHistoryOf(t, p, rec, seed+1<<32, slow, false)}
+	hs := []*history{newHistoryOf(t, p, rec, seed, historyPages, slow, false), newHistoryOf(t, p, rec, seed+1<<32, historyPages, slow, false)}
 	var both [][2]int // attempts that belong together
 	for i := range 35 {
 		if rng.IntN(6) > 0 {
