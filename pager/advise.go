@@ -47,7 +47,7 @@ func (r *Region) Advise(off, n int64, a Advice) error {
 	case DontNeed:
 		r.dropClean(pr)
 	case Cold:
-		r.p.evictMu.Lock()
+		r.p.lockEvict()
 		r.eachIn(pr, func(page uint64, w word) {
 			if present(w) || isMarker(w) {
 				r.domain.policy.Cold(pageKey(r.d, page))
@@ -95,7 +95,7 @@ func (r *Region) dropClean(pr pageRange) {
 		if len(batch) == 0 {
 			return
 		}
-		p.evictMu.Lock()
+		p.lockEvict()
 		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
 		left := 0
 		for i := range batch {

@@ -190,7 +190,7 @@ func TestNeighboursLeaveAsOneRange(t *testing.T) {
 			batch = append(batch, zapEntry{d: r.d, page: page, seen: w})
 		}
 		ranges := make([]uffd.Range, len(batch))
-		p.evictMu.Lock()
+		p.lockEvict()
 		frames, _ := zapBatch(&batch[0], len(batch), &ranges[0], nil)
 		for _, e := range batch {
 			r.domain.policy.Remove(pageKey(e.d, e.page))

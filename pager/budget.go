@@ -238,7 +238,7 @@ func (p *Pager) resize(frames int64) {
 	bareStore64(&p.w.lowWater, low)
 	add64(&p.w.free, frames-old)
 	p.limitLoose()
-	p.evictMu.Lock()
+	p.lockEvict()
 	for _, d := range p.domains {
 		d.policy.SetCapacity(p.capacityOf(d))
 	}

@@ -49,6 +49,12 @@ func TestAHookThatPanicsEndsTheProcess(t *testing.T) {
 		return r.Commit(ctx)
 	}
 	reads := func(r *Region) error { _, err := r.ReadAt(make([]byte, 100), 0); return err }
+	readsAndTells := func(r *Region) error {
+		if err := reads(r); err != nil {
+			return err
+		}
+		return r.Advise(0, r.Len(), Cold)
+	}
 	atomic := func(o RegionOptions) RegionOptions {
 		o.Durability, o.Journal = Atomic, JournalOptions{Store: store.NewMemory(1 << 20)}
 		return o
@@ -71,7 +77,7 @@ func TestAHookThatPanicsEndsTheProcess(t *testing.T) {
 			BeforeWrite: func(PageRun) bool { panic("the hook's own") },
 		}}, nil, syncs},
 		{"a prefetch policy", "prefetch.Policy panicked: the hook's own", RegionOptions{Prefetch: badPrefetch{}}, nil, reads},
-		{"an eviction policy", "evict.Policy.Install panicked: the hook's own", RegionOptions{Evict: badEvict{evict.NewFIFO()}}, nil, reads},
+		{"an eviction policy", "evict.Policy.Install panicked: the hook's own", RegionOptions{Evict: badEvict{evict.NewFIFO()}}, nil, readsAndTells},
 		{"a writeback policy", "writeback.Policy panicked: the hook's own", RegionOptions{Writeback: Writeback{Policy: badWriteback{}}}, nil, func(r *Region) error {
 			err := write(r)
 			time.Sleep(10 * tick)

@@ -168,7 +168,7 @@ func (p *Pager) notice(v uint64) {
 	p.transition()
 	switch v >> 60 {
 	case noticeLoaded, noticeRescued:
-		p.evictMu.Lock()
+		p.lockEvict()
 		if _, w := d.look(page); present(w) {
 			r.domain.policy.Install(pageKey(d, page), evict.Demand)
 		}

@@ -163,7 +163,7 @@ func (p *Pager) checkQuiet() error {
 	case load64(&p.w.dirty) != sum.dirty:
 		return fmt.Errorf("pager: invariant: %d frames are counted as dirty, and %d are", load64(&p.w.dirty), sum.dirty)
 	}
-	p.evictMu.Lock()
+	p.lockEvict()
 	defer p.evictMu.Unlock()
 	for dm, n := range resident {
 		if k := dm.policy.Len(); k < n {

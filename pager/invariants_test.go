@@ -136,11 +136,11 @@ func TestCheckQuietFindsDamage(t *testing.T) {
 			}
 		}},
 		{"the policy has forgotten a page", "their policy knows", func() func() {
-			p.evictMu.Lock()
+			p.lockEvict()
 			defer p.evictMu.Unlock()
 			r.domain.policy.Remove(pageKey(r.d, 1))
 			return func() {
-				p.evictMu.Lock()
+				p.lockEvict()
 				defer p.evictMu.Unlock()
 				r.domain.policy.Install(pageKey(r.d, 1), 0)
 			}

@@ -168,7 +168,7 @@ func (ev *evictState) taken(d *desc) (frames int64) {
 // queue over all of them would do. Victims that are dirty are written, so that
 // they can leave next time.
 func (p *Pager) evictSome(n int64) int64 {
-	p.evictMu.Lock()
+	p.lockEvict()
 	return p.evictOrGiveUp(n)
 }
 
@@ -180,7 +180,7 @@ func (p *Pager) evictUnless(frames, n int64) int64 {
 	if frames > 0 {
 		enough = frames + load64(&p.w.serverFrames)
 	}
-	p.evictMu.Lock()
+	p.lockEvict()
 	if free := load64(&p.w.free); free >= enough {
 		p.evictMu.Unlock()
 		return free
@@ -251,7 +251,7 @@ func (p *Pager) evictUnlock() {
 
 // evictFrom makes about n frames free within one domain.
 func (p *Pager) evictFrom(dm *domain, n int64) int64 {
-	p.evictMu.Lock()
+	p.lockEvict()
 	freed := p.evictDomain(dm, n)
 	p.evictUnlock()
 	return freed
@@ -425,24 +425,6 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range, to *spares) (frames, c
 //go:norace
 func spanTake(d *desc, page uint64) bool {
 	return bare.Cas32(d.spanWord(page), 0, spanFreeing)
-}
-
-// tellEvict tells the eviction policy that a page is resident.
-func (p *Pager) tellEvict(r *Region, page uint64, why evict.Reason) {
-	p.evictMu.Lock()
-	r.domain.policy.Install(pageKey(r.d, page), why)
-	p.evictMu.Unlock()
-}
-
-// noteInstalled tells the policy of pages that became resident.
-func (p *Pager) noteInstalled(r *Region, first uint64, res []installResult, why evict.Reason) {
-	p.evictMu.Lock()
-	for j := range res {
-		if res[j].code == installDone {
-			r.domain.policy.Install(pageKey(r.d, first+uint64(j)), why)
-		}
-	}
-	p.evictMu.Unlock()
 }
 
 // capacityOf is what a domain's policy is told of the budget, in pages.

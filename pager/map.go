@@ -238,7 +238,7 @@ func (p *Pager) mapRegion(s store.Store, o RegionOptions, ps int, j *journal.Jou
 			r.domain.policy = &watchedEvict{o.Evict, r}
 		}
 		r.domain.policy.SetCapacity(p.capacityOf(r.domain))
-		p.evictMu.Lock()
+		p.lockEvict()
 		p.domains = append(p.domains, r.domain)
 		p.evictMu.Unlock()
 	}

@@ -59,12 +59,13 @@ type Pager struct {
 	drops      drops
 	surprised  atomic.Int64 // when a miss came that no policy had an answer to, in ns of sinceStart
 
-	keeping atomic.Bool // somebody is in keepRoom
-	evictMu sync.Mutex
-	moves   atomic.Bool // some region's pages are moved, see move.go
-	ev      evictState
-	shared  *domain
-	domains []*domain // guarded by evictMu
+	keeping  atomic.Bool // somebody is in keepRoom
+	evictMu  sync.Mutex  // locked by lockEvict
+	arrivals arrivals
+	moves    atomic.Bool // some region's pages are moved, see move.go
+	ev       evictState
+	shared   *domain
+	domains  []*domain // guarded by evictMu
 
 	stats counters
 

@@ -221,7 +221,7 @@ func (r *Region) close() error {
 	p.drain(func() bool { return r.active.Load() == 0 })
 	p.shelf.drop(r)
 	p.drops.forget(r)
-	p.evictMu.Lock() // an eviction may still be giving spans back, or cooling
+	p.lockEvict() // an eviction may still be giving spans back, or cooling
 	p.evictMu.Unlock()
 	p.forget(r)
 	err := errors.Join(syncErr, r.closeJournal(), r.closeSide(d.pages), r.store.Close())
@@ -276,7 +276,7 @@ func (r *Region) evictAll() {
 		if len(batch) == 0 {
 			return
 		}
-		p.evictMu.Lock()
+		p.lockEvict()
 		for _, e := range batch {
 			r.domain.policy.Remove(pageKey(e.d, e.page))
 		}
@@ -323,7 +323,7 @@ func (p *Pager) forget(r *Region) {
 		p.shrinkLargestPage(largest)
 	}
 	if r.domain.region == r {
-		p.evictMu.Lock()
+		p.lockEvict()
 		for i, dm := range p.domains {
 			if dm == r.domain {
 				p.domains = append(p.domains[:i], p.domains[i+1:]...)

@@ -412,7 +412,7 @@ func TestRescueOfParked(t *testing.T) {
 		t.Fatal("the page did not come")
 	}
 	eventually(t, "the policy hears of it", func() bool {
-		p.evictMu.Lock()
+		p.lockEvict()
 		defer p.evictMu.Unlock()
 		return r.domain.policy.Len() == 1
 	})

@@ -172,7 +172,7 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 		if len(batch) == 0 {
 			return
 		}
-		p.evictMu.Lock()
+		p.lockEvict()
 		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
 		for i := range batch {
 			if batch[i].ok {

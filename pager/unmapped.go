@@ -494,7 +494,7 @@ func (r *Region) dropUnmapped(pr pageRange) (frames int64) {
 		}
 	})
 	for part := range slices.Chunk(list, maxEvictBatch) {
-		p.evictMu.Lock()
+		p.lockEvict()
 		for _, e := range part {
 			if left, _ := p.takeUnmapped(r.d, e.page, e.gen); left {
 				r.domain.policy.Remove(pageKey(r.d, e.page))

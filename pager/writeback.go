@@ -577,7 +577,7 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 // evictNext makes clean pages leave that eviction had chosen while they were
 // dirty.
 func (p *Pager) evictNext(r *Region, first, n uint64) {
-	p.evictMu.Lock()
+	p.lockEvict()
 	for page := first; page < first+n; page++ {
 		if pw, w := r.d.look(page); pw != nil && w&stateMask == stResident {
 			r.domain.policy.Cold(pageKey(r.d, page))

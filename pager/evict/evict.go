@@ -48,7 +48,8 @@ const (
 // sees misses (Install), and touches only where there were explicit ones
 // (Acquire, ReadAt), lazily, as the verdict Touched.
 type Policy interface {
-	// Install tells that p has become resident. A page that is already known
+	// Install tells that p has become resident: some time after it has, together with
+	// others, and before Evict is called. A page that is already known
 	// is only updated: the pager may install twice. Install(p, Demand) of a
 	// resident page that was prefetched tells of its first use.
 	Install(p Page, why Reason)
