@@ -58,8 +58,8 @@ const (
 //
 // A buffer is in it with a share of its own. Its entry may be of a page that is not
 // what it was any more (taken over by a fault server, or stolen by one): then the
-// word has another generation, and the entry goes when the page is kept anew, when
-// the policy offers it, when the housekeeper, whom P-less code has told that it has
+// word has another generation, and the entry goes when
+// the policy offers the page, when the housekeeper, whom P-less code has told that it has
 // taken such a page (goneWithoutUs), looks for what is left, or when the region closes.
 // Ordinary code takes the entry with the page.
 //
@@ -168,21 +168,19 @@ func (u *unmapped) chain(key evict.Page) (head *link, mu *sync.Mutex) {
 	return &heads[h&uint64(len(heads)-1)], mu
 }
 
-// put adds the buffer of a page, with a share of it, in place of an older one of the
-// same page.
+// put adds the buffer of a page, with a share of it. An older one of the same page, of
+// another generation, may still be there: to look for it would be a cache miss for each
+// step along the chain.
 func (u *unmapped) put(key evict.Page, gen uint32, buf *buffer) {
 	buf.lent.Add(1)
 	// First: while it is 0 nobody looks.
 	u.n.Add(1)
 	bufs.kept.Add(FrameSize)
 	head, mu := u.chain(key)
-	old := unlinkKept(head, func(e *unmappedEntry) bool { return e.key() == key })
 	buf.kept.page.Store(uint64(key))
 	buf.kept.gen.Store(gen)
 	push(head, buf)
 	mu.Unlock()
-	u.gone(old)
-	bufs.put(old)
 }
 
 // unlinkKept takes the first buffer out of a chain, which is locked, whose entry is
@@ -460,20 +458,28 @@ func (p *Pager) mapUnmapped(r *Region, page uint64, gen uint32) bool {
 // to map it.
 func (p *Pager) takeUnmapped(d *desc, page uint64, gen uint32) (left, wanted bool) {
 	u, key := &p.unmapped, pageKey(d, page)
-	b := u.lend(key, gen)
-	if b == nil {
+	if u.n.Load() == 0 {
 		return false, false
 	}
-	defer bufs.put(b)
-	// The entry goes after the page: who wants it mapped meanwhile must find it.
-	switch cancelMarker(d, page, gen) {
-	case installNone:
-		return false, true
-	case installDone:
-		left = true
-	}
-	bufs.put(u.take(key, gen))
-	return left, false
+	head, mu := u.chain(key)
+	// The entry goes after the page: who wants it mapped meanwhile must find it, and
+	// looks for it when the chain is free.
+	b := unlinkKept(head, func(e *unmappedEntry) bool {
+		if !e.is(key, gen) {
+			return false
+		}
+		switch cancelMarker(d, page, gen) {
+		case installNone:
+			wanted = true
+		case installDone:
+			left = true
+		}
+		return !wanted
+	})
+	mu.Unlock()
+	u.gone(b)
+	bufs.put(b)
+	return left, wanted
 }
 
 // dropUnmapped lets go of the pages of pr whose frames are buffers, and says how many

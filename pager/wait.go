@@ -22,7 +22,7 @@ import (
 //
 // Lock order: regionAhead.mu, then evictMu; line.mu, a bucket's mu,
 // writeState.mu, jobQueue.mu, loadQueue.mu, drops.mu, arrivals.mu, shelf.mu, the locks of unmapped and holdMu are leaves:
-// nothing is locked under them. Under a bucket's mu only page words are changed.
+// nothing is locked under them. Under a bucket's mu, and those of unmapped, only page words are changed.
 // Completing an op (signalling its owner) and starting I/O happen with no lock
 // held, because a store may complete within Start.
 const bucketCount = 4096

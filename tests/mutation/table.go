@@ -805,7 +805,7 @@ var table = []mutation{
 	{
 		name:  "unmapped-left-behind",
 		what:  "a page without a mapping leaves, and its buffer stays",
-		edits: []edit{{"pager/unmapped.go", "\tbufs.put(u.take(key, gen))\n\treturn left, false", "\treturn left, false"}},
+		edits: []edit{{"pager/unmapped.go", "\t\treturn !wanted\n", "\t\treturn false\n"}},
 		pkg:   "pager", test: "TestReadAtAloneNeedsNoMapping", quick: true,
 	},
 	{
