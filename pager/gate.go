@@ -181,7 +181,7 @@ const (
 )
 
 // closeGates closes the gates of all regions when nobody is inside any of them.
-// It gives up with stop's error.
+// It gives up with stop's error, which is asked for once more at the end.
 func closeGates(rs []*Region, stop func() error) error {
 	for window := gateFirst; ; window = min(2*window, gateLast) {
 		if err := stop(); err != nil {
@@ -197,7 +197,12 @@ func closeGates(rs []*Region, stop func() error) error {
 				busy = busy || !r.atomic.gate.empty()
 			}
 			if !busy {
-				return nil
+				// (What Close has cut short has ended too, and is not whole.)
+				err := stop()
+				if err != nil {
+					openGates(rs)
+				}
+				return err
 			}
 			if time.Now().After(end) {
 				break

@@ -157,3 +157,47 @@ func TestCutKeepsTheOrderOfStores(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 }
+
+// What Close cuts short, a WriteAt over two pages, is in no commit: one that waits for
+// it fails.
+func TestNoCommitOfWhatCloseCutsShort(t *testing.T) {
+	for what, ctx := range contexts(t) {
+		t.Run(what, func(t *testing.T) {
+			for range 10 {
+				p := newPager(t, Options{Budget: 64 * FrameSize})
+				data := make([]byte, 16*FrameSize)
+				a := mapAtomic(t, p, data, nil, RegionOptions{})
+				if a.Raw() != nil {
+					t.Skip("needs Update")
+				}
+				inside, committed := make(chan struct{}), make(chan error, 1)
+				go func() {
+					<-inside
+					committed <- a.Commit(ctx)
+				}()
+				closed := make(chan error, 1)
+				err := a.Update(context.Background(), func(mem []byte) error {
+					mem[0] = 1
+					close(inside)
+					time.Sleep(2 * time.Millisecond) // the commit waits for this
+					go func() { closed <- a.Close() }()
+					for !a.closing.Load() {
+						time.Sleep(10 * time.Microsecond)
+					}
+					_, err := a.WriteAt([]byte{1}, FrameSize)
+					return err
+				})
+				got := <-committed
+				if err := <-closed; err != nil {
+					t.Fatal(err)
+				}
+				if !errors.Is(err, ErrClosed) {
+					continue // Close let it go on: it is whole
+				}
+				if !errors.Is(got, ErrClosed) {
+					t.Fatalf("Commit of an Update that Close has cut short: %v", got)
+				}
+			}
+		})
+	}
+}
