@@ -26,13 +26,10 @@ import (
 func TestHistoriesWithFaults(t *testing.T) {
 	fixture.NeedWrite(t)
 	seed := fixture.Seed(t)
-	if child.Isolate(t, child.Options{Procs: 2, Deadline: 4 * time.Minute}) {
+	if child.Isolate(t, child.Options{Procs: 2, Deadline: historyDeadline()}) {
 		return
 	}
-	n := uint64(600)
-	if fixture.Torture() {
-		n = 50_000
-	}
+	n := historyCount(3000)
 	p := fixture.Pager(t, pager.Options{Budget: 64 * page})
 	var total historyCounts
 	for i := range n {
@@ -44,6 +41,21 @@ func TestHistoriesWithFaults(t *testing.T) {
 		t.Errorf("nothing much happened: %+v", total)
 	}
 	t.Logf("%d histories: %+v", n, total)
+}
+
+// historyCount is how many histories there are.
+func historyCount(short uint64) uint64 {
+	if fixture.Torture() {
+		return 50_000
+	}
+	return short
+}
+
+func historyDeadline() time.Duration {
+	if fixture.Torture() {
+		return 40 * time.Minute
+	}
+	return 4 * time.Minute
 }
 
 type historyCounts struct{ steps, errors, reads, synced, sticky, stayed int }
