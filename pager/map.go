@@ -25,8 +25,8 @@ import (
 // of an Atomic region is made, or what a crash has left in it is brought to the
 // store, which Map waits for.
 //
-// Errors: ErrBusy if the store is mapped already (then it is left alone) or its journal
-// is in use; ErrJournal, see there; ErrBudget for pages or a MinResident that the
+// Errors: ErrBusy if the store, or Journal.Store, is another region's (then that is left
+// alone), or the journal's file is in use; ErrJournal, see there; ErrBudget for pages or a MinResident that the
 // budget does not hold, or a MaxResident of less than four pages; ErrNotSupported for
 // what this machine cannot do; ErrClosed; options that make no sense, by name.
 func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
@@ -35,44 +35,52 @@ func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
 	}
 	if !take(s) {
 		err := fmt.Errorf("pager: Map %s: the store is mapped already: %w", s, ErrBusy)
-		if !same(s, o.Journal.Store) {
-			err = errors.Join(err, closeIf(o.Journal.Store))
+		if j := o.Journal.Store; j != nil && !same(s, j) && take(j) {
+			err = errors.Join(err, j.Close())
+			letGo(j)
 		}
+		return nil, err
+	}
+	j := o.Journal.Store
+	if j != nil && !same(s, j) && !take(j) {
+		err := errors.Join(fmt.Errorf("pager: Map %s: Journal.Store is another region's already: %w", s, ErrBusy), s.Close())
+		letGo(s)
 		return nil, err
 	}
 	r, err := p.mapStore(s, o)
 	if err != nil {
 		err = errors.Join(err, s.Close())
 		letGo(s)
+		letGo(j)
 		return nil, err
 	}
 	return r, nil
 }
 
-// mapped holds the stores of all open regions: a region owns its store, so one
-// store has one region.
+// mapped holds the stores, and the journals' stores, of all open regions: a region owns
+// them, so one store has one region.
 var mapped sync.Map
 
 // take puts a store into mapped; false: it is there. A store that cannot be compared
 // cannot be known again.
 func take(s store.Store) bool {
-	if !reflect.TypeOf(s).Comparable() {
+	if !reflect.ValueOf(s).Comparable() {
 		return true
 	}
 	_, taken := mapped.LoadOrStore(s, true)
 	return !taken
 }
 
-// letGo undoes take, when the store is closed.
+// letGo undoes take, when the store is closed. s may be nil.
 func letGo(s store.Store) {
-	if reflect.TypeOf(s).Comparable() {
+	if s != nil && reflect.ValueOf(s).Comparable() {
 		mapped.Delete(s)
 	}
 }
 
 // same: two stores are one. t may be nil.
 func same(s, t store.Store) bool {
-	return t != nil && reflect.TypeOf(s).Comparable() && s == t
+	return t != nil && reflect.ValueOf(s).Comparable() && reflect.ValueOf(t).Comparable() && s == t
 }
 
 func closeIf(s store.Store) error {

@@ -194,3 +194,59 @@ func TestNewRefusesOptions(t *testing.T) {
 		}
 	}
 }
+
+// bySlice is a store that cannot be compared; the type of valued can, a value of it perhaps not.
+type (
+	bySlice []store.Store
+	valued  struct{ store.Store }
+)
+
+func (b bySlice) Size() int64                       { return b[0].Size() }
+func (b bySlice) BlockSize() int                    { return b[0].BlockSize() }
+func (b bySlice) Writable() bool                    { return b[0].Writable() }
+func (b bySlice) String() string                    { return b[0].String() }
+func (b bySlice) Kernel() (store.Kernel, bool)      { return b[0].Kernel() }
+func (b bySlice) Start(e aio.Engine, ops []*aio.Op) { b[0].Start(e, ops) }
+func (b bySlice) Truncate(size int64) error         { return b[0].Truncate(size) }
+func (b bySlice) Discard(off, n int64) error        { return b[0].Discard(off, n) }
+func (b bySlice) Close() error                      { return b[0].Close() }
+
+// A journal's store has one region, as the region's own has: two that write to one would
+// each destroy what the other has acknowledged.
+func TestJournalOfAnotherRegion(t *testing.T) {
+	needProtection(t)
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	journal := &closings{Store: store.NewMemory(8192)}
+	o := RegionOptions{Durability: Atomic, Journal: JournalOptions{Store: journal, ID: "x"}}
+	r, err := p.Map(store.NewMemory(8*FrameSize), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := &closings{Store: store.NewMemory(8 * FrameSize)}
+	if _, err := p.Map(second, o); !errors.Is(err, ErrBusy) {
+		t.Errorf("Map with the journal of another region: %v", err)
+	}
+	if _, err := p.Map(journal, RegionOptions{}); !errors.Is(err, ErrBusy) {
+		t.Errorf("Map of another region's journal: %v", err)
+	}
+	if journal.n != 0 || second.n != 1 {
+		t.Errorf("the journal was closed %d times, the second store %d times; want 0 and 1", journal.n, second.n)
+	}
+	fill(t, r, 1, 1)
+	if err := r.Commit(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Map(journal, RegionOptions{Durability: 9}); errors.Is(err, ErrBusy) {
+		t.Errorf("Map of a journal that was closed: %v", err)
+	}
+	r, err = p.Map(valued{bySlice{store.NewMemory(8 * FrameSize)}}, RegionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -226,6 +226,7 @@ func (r *Region) close() error {
 	p.forget(r)
 	err := errors.Join(syncErr, r.closeJournal(), r.closeSide(d.pages), r.store.Close())
 	letGo(r.store)
+	letGo(r.opt.Journal.Store)
 	r.lastLen = r.Len()
 	r.released.Store(true)
 	sp.release(r)

@@ -100,7 +100,7 @@ const (
 //
 // Discard, and Truncate to less, wait for a flush.
 func NewChecksummed(data, sums Store, o ChecksumOptions) (*Checksummed, error) {
-	if data == nil || sums == nil || reflect.TypeOf(data).Comparable() && data == sums {
+	if data == nil || sums == nil || reflect.ValueOf(data).Comparable() && reflect.ValueOf(sums).Comparable() && data == sums {
 		err := invalid("NewChecksummed needs two stores, one for the data and one for its sums")
 		for _, s := range []Store{data, sums} {
 			if s != nil {
