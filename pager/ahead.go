@@ -25,13 +25,15 @@ import (
 //
 // Who misses a page that is planned and had no room yet will need the rest of its
 // run: all of it is claimed (claimPlanned) and read by one read, which goes before
-// what nobody waits for but is bounded like it. So many streams that together are
+// what nobody waits for, and may have to wait for its turn: then it is bounded by the
+// queue depth and the budget alone (wantedRoom). So many streams that together are
 // faster than the device each wait once for a run, and not for its pages one after
 // the other.
 const (
 	maxJobs      = 4096                  // of policies, and as many that the program named
 	jobsSpare    = 512                   // of these, for markers and for what is planned for two regions at once
-	aheadShare   = 2                     // prefetch takes at most 1/aheadShare of the queue
+	aheadShare   = 2                     // prefetch takes at most 1/aheadShare of the queue …
+	aheadQuarter = 4                     // … and 1/aheadQuarter of the budget
 	aheadFlight  = 4 << 20               // bytes: four reads of a MiB are a device's full bandwidth, and are installed while still in the cache
 	movedFlight  = 8 << 20               // the same where pages are moved: the cache does not matter then, and four are not many
 	wantedRun    = 256 << 10             // bytes of a read of what is planned and missed

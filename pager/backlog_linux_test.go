@@ -96,3 +96,72 @@ func TestMissOfWhatWaitsForRoom(t *testing.T) {
 		t.Error("a miss that nobody has foreseen is no surprise")
 	}
 }
+
+// What is claimed for those who miss what is planned, and waits for its turn, takes
+// neither the budget nor the queue depth away from a miss that nobody has planned.
+func TestClaimsForMissesLeaveRoom(t *testing.T) {
+	const run, wanted = 64, 7000
+	for name, o := range map[string]Options{
+		"in the budget":      {Budget: 256 * FrameSize},
+		"in the queue depth": {Budget: 16384 * FrameSize, QueueDepth: 8},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := store.NewFaulty(store.NewMemory(8192*FrameSize), store.FaultyOptions{})
+			p, r := rawMap(t, o, s, RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
+			defer p.Close()
+			defer s.Release()
+			s.Hold(store.OnRead)
+			for i := range uint64(20) {
+				p.addJob(aheadJob{r: r, next: 100 * i, end: 100*i + run})
+			}
+			p.pumpNow()
+			var waits []func()
+			miss := func(page uint64) {
+				before := p.stats.misses.Load() + p.stats.joined.Load()
+				waits = append(waits, touchesUnderWay(t, r, page))
+				eventually(t, "a page is on its way, or waits for room", func() bool {
+					return p.stats.misses.Load()+p.stats.joined.Load() > before || p.waiting.Load() != 0
+				})
+			}
+			for i := range uint64(3) {
+				miss(100 * (15 + i))
+			}
+			if n, most := p.aheadPages.Load(), p.budget.Load()/aheadQuarter; n > most {
+				t.Errorf("%d frames are taken by reads ahead, want %d at most", n, most)
+			}
+			if n, most := p.aheadLoads.Load(), p.aheadReads(); n > most {
+				t.Errorf("there are %d reads ahead, want %d at most", n, most)
+			}
+			miss(wanted)
+			if n := p.waiting.Load(); n != 0 {
+				t.Error("a miss waits for frames that reads ahead have")
+			}
+			s.Release()
+			for _, wait := range waits {
+				wait()
+			}
+		})
+	}
+}
+
+// Nothing is claimed in a budget of a few pages, whatever was planned before it was so
+// small; nor while others wait for frames.
+func TestNothingIsClaimedWhereFramesAreFew(t *testing.T) {
+	p, r := rawMap(t, Options{Budget: 256 * FrameSize}, store.NewMemory(1024*FrameSize), RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
+	defer p.Close()
+	p.addJob(aheadJob{r: r, next: 100, end: 200})
+	b := newBatch()
+	p.waiting.Add(1)
+	if p.claimPlanned(r, 100, b) {
+		t.Error("a run is claimed while somebody waits for frames")
+	}
+	p.waiting.Add(-1)
+	b.free()
+	if err := p.SetBudget(8 * FrameSize); err != nil {
+		t.Fatal(err)
+	}
+	touchAll(t, r, "Acquire", []int64{100})
+	if n := p.Stats().Prefetch.Issued; n != 0 {
+		t.Errorf("%d pages are read ahead in a budget of 8", n)
+	}
+}

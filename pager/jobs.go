@@ -225,7 +225,7 @@ func (p *Pager) aheadLimit() int64 {
 	if p.moves.Load() {
 		flight = movedFlight >> frameShift
 	}
-	return min(budget/4, max(flight, largest))
+	return min(budget/aheadQuarter, max(flight, largest))
 }
 
 // aheadRoom is how many frames of j may be claimed now, and how many with one
@@ -233,7 +233,7 @@ func (p *Pager) aheadLimit() int64 {
 func (p *Pager) aheadRoom(j *aheadJob) (room, run int64) {
 	room = p.aheadLimit()
 	run = min(maxRun>>frameShift, max(room/2, j.r.fpp))
-	if p.aheadLoads.Load() >= int32(max(1, p.opt.QueueDepth/aheadShare)) {
+	if p.aheadLoads.Load() >= p.aheadReads() {
 		return 0, run
 	}
 	if at := p.surprised.Load(); at != 0 && sinceStart()-at < int64(surprise) {
@@ -338,13 +338,13 @@ func (p *Pager) pumpInto(b *batch) {
 }
 
 // claimPlanned claims a run with page in it, which is missed, into b, if that is planned
-// and waits for room. Not while demands wait for the queue depth: the run would wait
-// behind them, where the page alone is one of them.
+// and waits for room.
 func (p *Pager) claimPlanned(r *Region, page uint64, b *batch) bool {
-	if p.queue.demand.Load() != 0 {
+	room := p.wantedRoom()
+	if room < 2*r.fpp {
 		return false
 	}
-	first, n, mark := p.jobs.take(r, page, uint64(max(wantedRun>>frameShift/r.fpp, 1)))
+	first, n, mark := p.jobs.take(r, page, uint64(room/r.fpp))
 	if n == 0 {
 		return false
 	}
@@ -353,6 +353,21 @@ func (p *Pager) claimPlanned(r *Region, page uint64, b *batch) bool {
 	p.jobs.untake(r, first)
 	return ok
 }
+
+// wantedRoom is how many frames may be claimed now for who misses what is planned. That
+// may be more than is to be under way, but holds frames while it waits: so no more of
+// the budget and of the queue depth than is ever read ahead. And nothing while others
+// wait for frames, nor while demands wait for the queue depth: the run would wait behind
+// them, where the page alone is one of them.
+func (p *Pager) wantedRoom() int64 {
+	if p.aheadLimit() == 0 || p.waiting.Load() != 0 || p.queue.demand.Load() != 0 || p.aheadLoads.Load() >= p.aheadReads() {
+		return 0
+	}
+	return min(wantedRun>>frameShift, p.budget.Load()/aheadQuarter-p.aheadPages.Load())
+}
+
+// aheadReads is how many reads ahead there may be.
+func (p *Pager) aheadReads() int32 { return int32(max(1, p.opt.QueueDepth/aheadShare)) }
 
 // claimAhead claims the Missing pages among n for prefetch, of which mark-1 may
 // be a marker, and says how many there were. false: no frames.

@@ -779,6 +779,24 @@ var table = []mutation{
 		pkg:   "pager", test: "TestMissOfWhatIsBeingClaimed", quick: true,
 	},
 	{
+		name:  "claims-take-the-budget",
+		what:  "what is claimed for those who miss what is planned may take all frames: other misses wait until it has been read",
+		edits: []edit{{"pager/jobs.go", "return min(wantedRun>>frameShift, p.budget.Load()/aheadQuarter-p.aheadPages.Load())", "return wantedRun >> frameShift"}},
+		pkg:   "pager", test: "TestClaimsForMissesLeaveRoom", quick: true,
+	},
+	{
+		name:  "claims-take-the-slots",
+		what:  "what is claimed for those who miss what is planned may take the whole queue depth",
+		edits: []edit{{"pager/jobs.go", "p.queue.demand.Load() != 0 || p.aheadLoads.Load() >= p.aheadReads() {", "p.queue.demand.Load() != 0 {"}},
+		pkg:   "pager", test: "TestClaimsForMissesLeaveRoom",
+	},
+	{
+		name:  "claims-in-a-small-budget",
+		what:  "what was planned is claimed although the budget is a few pages now",
+		edits: []edit{{"pager/jobs.go", "if p.aheadLimit() == 0 || p.waiting.Load() != 0", "if p.waiting.Load() != 0"}},
+		pkg:   "pager", test: "TestNothingIsClaimedWhereFramesAreFew",
+	},
+	{
 		name:  "unmapped-beside-others",
 		what:  "pages stay without a mapping where others than ReadAt come to them",
 		edits: []edit{{"pager/acquire.go", "\t\t\t\tr.copies.Store(0)\n\t\t\t}\n\t\t\tif d.past(page) {", "\t\t\t}\n\t\t\tif d.past(page) {"}},
