@@ -37,6 +37,7 @@ type line struct {
 	first *waitOp
 	best  int64 // most credits it could have had so far
 	since time.Time
+	reads int64 // that had ended then
 }
 
 // In the order in which they are served: what is pinned makes progress for
@@ -379,16 +380,22 @@ func (p *Pager) breakStall() {
 		l.mu.Unlock()
 		return
 	}
-	have := p.credits.left() + op.saved
+	have, reads := p.credits.left()+op.saved, p.stats.reads.Load()
 	// A device that is merely slow is waited for: writes are in flight, and none
 	// has failed.
 	slow := p.writingFrames.Load() > 0 && p.flush.failed.Load() < l.since.UnixNano()
 	if l.first != op || have > l.best || have >= op.credits() || slow {
-		l.first, l.best, l.since = op, have, now
+		l.first, l.best, l.since, l.reads = op, have, now, reads
 		l.mu.Unlock()
 		return
 	}
 	stalled := now.Sub(l.since) >= p.opt.StallLimit
+	if stalled && p.inflight.Load() > 0 && reads == l.reads {
+		// Reads have pages pinned, too, for those who wait for them; and none has
+		// ended in all that time, so it is not the pins that are held.
+		l.since = now
+		stalled = false
+	}
 	// A store waits, for it has no other way; but not for room in a spill file,
 	// which nobody makes.
 	waits := op.isPark && !op.r.d.spillFull()

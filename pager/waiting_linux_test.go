@@ -10,6 +10,7 @@ import (
 
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/store"
+	"github.com/uffdpager/uffdpager/prefetch"
 )
 
 // When one region keeps others from being committed together with it, only what
@@ -136,4 +137,33 @@ func TestAgeBeginsAnew(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	eventually(t, "the page is written", func() bool { return p.Stats().Writes > before })
+}
+
+// Pages that are on their way are pinned for those who wait for them. Who waits for room
+// because of that waits as long as the device takes: nobody keeps the pins.
+func TestASlowReadIsNoStall(t *testing.T) {
+	const stall, pages = 100 * time.Millisecond, 8 // of 16 that may be pinned
+	s := store.NewFaulty(store.NewMemory(64*FrameSize), store.FaultyOptions{})
+	p, r := rawMap(t, Options{Budget: 2 * pages * FrameSize, StallLimit: stall}, s, RegionOptions{ReadOnly: true, Prefetch: prefetch.None()})
+	defer p.Close()
+	defer s.Release()
+	s.Hold(store.OnRead)
+	errs := make(chan error, pages+1)
+	for page := range int64(pages + 1) {
+		go func() {
+			pin, err := r.Acquire(context.Background(), 2*page*FrameSize, 1)
+			if err == nil {
+				pin.Release()
+			}
+			errs <- err
+		}()
+	}
+	eventually(t, "one waits for room", func() bool { return p.waiting.Load() == 1 && s.Counts().Held == pages })
+	time.Sleep(5 * stall)
+	s.Release()
+	for range pages + 1 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
 }

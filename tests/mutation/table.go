@@ -797,6 +797,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestNothingIsClaimedWhereFramesAreFew",
 	},
 	{
+		name:  "slow-read-is-a-stall",
+		what:  "a request that waits for pins of reads which a slow device has is told that nobody unpins anything",
+		edits: []edit{{"pager/line.go", "if stalled && p.inflight.Load() > 0 && reads == l.reads {", "if false {"}},
+		pkg:   "pager", test: "TestASlowReadIsNoStall",
+	},
+	{
 		name:  "unmapped-beside-others",
 		what:  "pages stay without a mapping where others than ReadAt come to them",
 		edits: []edit{{"pager/acquire.go", "\t\t\t\tr.copies.Store(0)\n\t\t\t}\n\t\t\tif d.past(page) {", "\t\t\t}\n\t\t\tif d.past(page) {"}},
