@@ -17,6 +17,7 @@ import (
 // So a goroutine whose read is the only one under way waits in the netpoller
 // itself, at a Bell that the kernel rings for this read only, and takes its
 // completion from the ring. One goroutine at a time does; others wait as ever.
+// (Before that it looks at the ring for a while: awake.go.)
 //
 //	free ──take──▶ taken, owed ──done──▶ taken ──waitAlone returns──▶ free
 //	                    │ waitAlone returns: told of            ▲
@@ -65,6 +66,7 @@ func (a *alone) take(p *Pager) bool {
 func (p *Pager) waitAlone(op *waitOp) {
 	a := &p.alone
 	a.told = op.ch
+	p.awake.await(p, a.isTold)
 	a.reapUntil(p, a.isTold)
 	<-op.ch // nobody else takes it
 	if !a.owed.Load() {

@@ -107,6 +107,7 @@ func TestWhoMissesAloneReaps(t *testing.T) {
 // aloneAt is a ReadAt of the first page that waits alone for a read that the
 // store keeps back.
 func aloneAt(p *Pager, r *Region, s *watchedStore) (read chan error) {
+	p.awake.rest.Store(1 << 20) // at the Bell, not before it
 	s.mu.Lock()
 	s.hold = true
 	s.mu.Unlock()

@@ -248,6 +248,9 @@ func parker() {
 		p := leadParked(buf)
 		if p == nil {
 			startAll(buf)
+			if len(buf) == 1 {
+				awaitParked(buf[0])
+			}
 			continue
 		}
 		if len(buf) < p.gather.enough() {

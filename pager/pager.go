@@ -30,6 +30,7 @@ type Pager struct {
 	courtesy struct{ between, crowd, dry courtesy } // see gather.go
 	onSpot   onSpot                                 // the engine, for who waits for his own I/O
 	alone    alone                                  // who waits for the only read
+	awake    awake                                  // … and does not sleep meanwhile
 	solo     solo                                   // the engine of a Sync by its caller
 
 	budgetMu    sync.Mutex
@@ -168,6 +169,8 @@ func New(o Options) (*Pager, error) {
 		return nil, errors.Join(fmt.Errorf("pager: eventfd: %w", err), engine.Close())
 	}
 	p.engine, p.gather.Engine = engine, engine
+	p.awake.most.Store(int64(awakeMost))
+	p.awake.slow.Store(int64(awakeSlow))
 	p.w.wakeFD = int32(fd)
 	p.wakeFile = os.NewFile(uintptr(fd), "pager wake")
 	p.credits.w, p.credits.global = p.w, (*atomic.Int64)(unsafe.Pointer(&p.w.credits))

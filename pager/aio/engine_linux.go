@@ -105,6 +105,18 @@ func newEngine(kind Kind, depth int, w waker) *engine {
 func (e *engine) Kind() Kind    { return e.kind }
 func (e *engine) InFlight() int { return int(e.inflight.Load()) }
 
+// Ready says that a Reap of e would find something. (Of an Engine that is not of this
+// package it is not known: false.)
+func Ready(e Engine) bool {
+	own, ok := e.(*engine)
+	if !ok {
+		return false
+	}
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	return own.ready()
+}
+
 // Outstanding is the number of ops that keep e's device busy: those InFlight but for
 // what is in the backlog, or has finished and was not reaped. (Of an Engine that is
 // not of this package, all of them.)

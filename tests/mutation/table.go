@@ -504,6 +504,24 @@ var table = []mutation{
 		pkg:   "pager", test: "TestTakenOverBeforeTheBell", quick: true,
 	},
 	{
+		name:  "told-while-awake",
+		what:  "who waits awake does not look whether somebody else has settled his page",
+		edits: []edit{{"pager/awake.go", "\t\t\tif over() {", "\t\t\tif false {"}},
+		pkg:   "pager", test: "TestCloseWhileSomebodyWaitsAwake", quick: true,
+	},
+	{
+		name:  "parker-awake-for-one",
+		what:  "the parker waits for the read of one goroutine while the next is parked",
+		edits: []edit{{"pager/awake.go", " || coro.ParkedSoFar() != bare.Load64(&rescuer.started)", ""}},
+		pkg:   "pager", test: "TestTheParkerWaitsAwakeForNobodyElse", quick: true,
+	},
+	{
+		name:  "awake-in-vain",
+		what:  "every read of a slow device is waited for awake",
+		edits: []edit{{"pager/awake.go", "a.failed.Add(1), awakeDull+1", "a.failed.Add(1), 1"}},
+		pkg:   "pager", test: "TestASlowDeviceIsWaitedForAsleep", quick: true,
+	},
+	{
 		name: "never-by-way-of-a-buffer",
 		what: "a ReadAt into memory of a region wants all its pages at the same time",
 		edits: []edit{
