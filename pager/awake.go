@@ -22,10 +22,10 @@ import (
 //
 // It is in vain if the device is not that fast; and it does harm if others want to
 // run, which is known by how long they took when they were let. Then the next reads
-// are waited for asleep, twice as many each time in a row.
+// are waited for asleep: twice as many each time in a row, or a thousand at once.
 const (
 	awakeMost = 50 * time.Microsecond // looking
-	awakeSlow = 20 * time.Microsecond // the others ran for so long: they compute
+	awakeSlow = time.Millisecond      // the others ran for so long: they compute
 	awakeDull = 10                    // in vain so often in a row: then one in 1,024 is waited for awake
 )
 
@@ -46,18 +46,18 @@ func (a *awake) await(p *Pager, over func() bool) {
 	}
 	a.looked.Add(1)
 	readied.n.Store(0) // they run now, whom lead would let run
-	if letOthers() <= time.Duration(a.slow.Load()) {
-		began, most := time.Now(), time.Duration(a.most.Load())
-		for time.Since(began) < most {
-			if over() {
-				return
-			}
-			if aio.Ready(p.engine) {
-				a.failed.Store(0)
-				p.reapSome(1)
-				return
-			}
-			bare.Pause()
+	if letOthers() > time.Duration(a.slow.Load()) {
+		a.rest.Store(1<<awakeDull - 1) // it may have been a round of all of them
+		return
+	}
+	for began, most := time.Now(), time.Duration(a.most.Load()); time.Since(began) < most; bare.Pause() {
+		if over() {
+			return
+		}
+		if aio.Ready(p.engine) {
+			a.failed.Store(0)
+			p.reapSome(1)
+			return
 		}
 	}
 	a.rest.Store(1<<(min(a.failed.Add(1), awakeDull+1)-1) - 1)
