@@ -506,7 +506,7 @@ var table = []mutation{
 	{
 		name:  "told-while-awake",
 		what:  "who waits awake does not look whether somebody else has settled his page",
-		edits: []edit{{"pager/awake.go", "\t\t\tif over() {", "\t\t\tif false {"}},
+		edits: []edit{{"pager/awake.go", "\t\tif over() {", "\t\tif false {"}},
 		pkg:   "pager", test: "TestCloseWhileSomebodyWaitsAwake", quick: true,
 	},
 	{
