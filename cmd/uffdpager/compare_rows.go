@@ -101,13 +101,10 @@ func allRows(o compareOptions) []compareRow {
 	if o.workload != loadScan { // which has it behind what it refers to
 		rows = append(rows, ours("readat-1g", wayReadAt, 1))
 	}
-	for _, procs := range procsOf(p, 8, 64, 256) {
-		rows = append(rows, mmap(fmt.Sprintf("mmap-random-p%d", procs), "random", procs))
-	}
-	for _, procs := range procsOf(p, 64) {
-		rows = append(rows,
-			mmap(fmt.Sprintf("mmap-normal-p%d", procs), "normal", procs),
-			mmap(fmt.Sprintf("mmap-sequential-p%d", procs), "sequential", procs))
+	for _, advice := range []string{"random", "normal", "sequential"} {
+		for _, procs := range procsOf(p, 8, 64, 256) {
+			rows = append(rows, mmap(fmt.Sprintf("mmap-%s-p%d", advice, procs), advice, procs))
+		}
 	}
 	warm := mmap(fmt.Sprintf("mmap-warm-p%d", p), "random", p)
 	warm.Warm, warm.Unlimited = true, true
