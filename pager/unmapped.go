@@ -223,17 +223,20 @@ func (e *unmappedEntry) stale() bool {
 	return pw == nil || uint32(w>>32) != e.gen.Load() || s != stLoading && s != stPosted && s != stMapping
 }
 
-// sweep drops the entry of a page that is not what it was.
+// sweep drops the entries of what a page was and is not any more. (There are several if
+// it was taken and kept anew several times since somebody looked, see put.)
 func (u *unmapped) sweep(d *desc, page uint64) {
-	if u.n.Load() == 0 {
-		return
-	}
 	key := pageKey(d, page)
-	head, mu := u.chain(key)
-	b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key() == key && e.stale() })
-	mu.Unlock()
-	u.gone(b)
-	bufs.put(b)
+	for u.n.Load() != 0 {
+		head, mu := u.chain(key)
+		b := unlinkKept(head, func(e *unmappedEntry) bool { return e.key() == key && e.stale() })
+		mu.Unlock()
+		if b == nil {
+			return
+		}
+		u.gone(b)
+		bufs.put(b)
+	}
 }
 
 // gone counts a buffer that was taken out.
