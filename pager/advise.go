@@ -43,6 +43,7 @@ func (r *Region) Advise(off, n int64, a Advice) error {
 	pr := r.pageRange(off, n)
 	switch a {
 	case WillNeed:
+		r.observe(prefetch.Event{Kind: prefetch.Hint, Page: int64(pr.first)}, false)
 		r.readAhead(pr, 0)
 	case DontNeed:
 		r.dropClean(pr)
@@ -58,17 +59,20 @@ func (r *Region) Advise(off, n int64, a Advice) error {
 	return nil
 }
 
-// sequential switches the policy for Advise(Sequential) and back.
+// sequential switches the policy for Advise(Sequential) and back. What becomes of pages
+// meanwhile counts for whoever is the policy then.
 func (r *Region) sequential(on bool) {
 	a := &r.ahead
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case on && a.normal == nil:
-		a.normal = a.policy
+		a.normal, a.normals = a.policy, minus(r.aheadCounts(), a.before)
 		r.setPolicy(prefetch.Readahead(prefetch.ReadaheadOptions{MinWindow: 512 << 10}))
+		a.before, a.told = r.aheadCounts(), prefetch.Feedback{}
 	case !on && a.normal != nil:
 		r.setPolicy(a.normal)
+		a.before, a.told = minus(r.aheadCounts(), a.normals), a.normals
 		a.normal = nil
 	}
 }

@@ -48,14 +48,16 @@ const (
 
 // regionAhead is a region's side of prefetching.
 type regionAhead struct {
-	mu       sync.Mutex      // serialises the policy
-	policy   prefetch.Policy // never nil
-	normal   prefetch.Policy // while Advise(Sequential) has replaced policy
+	mu       sync.Mutex        // serialises the policy
+	policy   prefetch.Policy   // never nil
+	normal   prefetch.Policy   // while Advise(Sequential) has replaced policy, and …
+	normals  prefetch.Feedback // … what became of its reads until then
 	learner  prefetch.Learner
 	wants    atomic.Bool // the policy wants to see the bytes
 	plan     prefetch.Plan
 	jobs     []aheadJob // of the plan being queued
 	told     prefetch.Feedback
+	before   prefetch.Feedback // of other policies: not policy's merit
 	issued   atomic.Int64
 	named    atomic.Int64 // of these, by the program: no merit of the policy
 	used     atomic.Int64
@@ -100,12 +102,23 @@ func (m *missedEvents) add(ev prefetch.Event) bool {
 	return true
 }
 
+// setPolicy makes pol the policy. ahead.mu is held, or nobody else has the region yet.
 func (r *Region) setPolicy(pol prefetch.Policy) {
 	a := &r.ahead
 	a.policy = pol
 	a.learner, _ = pol.(prefetch.Learner)
 	w, ok := pol.(prefetch.Wants)
 	a.wants.Store(ok && w.WantsData())
+}
+
+// aheadCounts is what became of all that policies of the region have had read.
+func (r *Region) aheadCounts() prefetch.Feedback {
+	a := &r.ahead
+	return prefetch.Feedback{Issued: a.issued.Load() - a.named.Load(), Used: a.used.Load(), Unused: a.unused.Load(), Late: a.late.Load()}
+}
+
+func minus(f, g prefetch.Feedback) prefetch.Feedback {
+	return prefetch.Feedback{Issued: f.Issued - g.Issued, Used: f.Used - g.Used, Unused: f.Unused - g.Unused, Late: f.Late - g.Late}
 }
 
 // observe tells the policy of an event and queues what it plans. Somebody else
@@ -168,8 +181,7 @@ func (r *Region) tellMissed() {
 func (r *Region) consult(ev prefetch.Event) {
 	a := &r.ahead
 	if a.learner != nil {
-		f := prefetch.Feedback{Issued: a.issued.Load() - a.named.Load(), Used: a.used.Load(), Unused: a.unused.Load(), Late: a.late.Load()}
-		if f != a.told {
+		if f := minus(r.aheadCounts(), a.before); f != a.told {
 			a.told = f
 			r.asPolicy(uint64(ev.Page), func() { a.learner.Learn(f) })
 		}
@@ -331,7 +343,7 @@ func (r *Region) Prefetch(offs []int64, n int64) {
 		return
 	}
 	length := r.Len()
-	any := false
+	entered := false
 	for _, off := range offs {
 		if off < 0 || off >= length {
 			continue
@@ -339,13 +351,16 @@ func (r *Region) Prefetch(offs []int64, n int64) {
 		pr := r.pageRange(off, min(n, length-off))
 		for page := pr.first; page < pr.first+pr.n; page++ {
 			if pw, w := r.d.look(page); pw == nil || w&stateMask == stMissing {
+				if !entered && !r.enter() {
+					return
+				}
+				entered = true
 				r.p.addJob(aheadJob{r: r, next: page, end: page + 1, hint: true})
-				any = true
+				r.observe(prefetch.Event{Kind: prefetch.Hint, Page: int64(page)}, false)
 			}
 		}
 	}
-	if any && r.enter() {
-		r.observe(prefetch.Event{Kind: prefetch.Hint, Page: offs[0] >> r.shift}, false)
+	if entered {
 		r.p.pumpNow()
 		r.leave()
 	}

@@ -39,8 +39,9 @@ const (
 	// Arrived: Page has been read; Data holds its bytes. Only sent to
 	// policies that implement Wants and ask for it.
 	Arrived
-	// Hint: the program named Page itself (Region.Prefetch, Advise WillNeed).
-	// The page is fetched in any case; the policy may add its neighbours.
+	// Hint: the program named Page itself: each page that Region.Prefetch names and
+	// that is not there yet, and the first of the range of an Advise WillNeed. The page
+	// is fetched in any case; the policy may add its neighbours.
 	Hint
 )
 
@@ -156,7 +157,8 @@ type Policy interface {
 }
 
 // Feedback counts what became of a policy's prefetches since the region was
-// mapped. Raw uses of a page that has arrived leave no trace: where access is
+// mapped, without those of the policy that Advise(Sequential) has in its place
+// meanwhile. Raw uses of a page that has arrived leave no trace: where access is
 // raw, Used is a lower and Unused an upper bound.
 type Feedback struct {
 	Issued int64 // pages read ahead
