@@ -108,7 +108,7 @@ type RegionOptions struct {
 
 	// HugePages has the pages of a read-only region, whose PageSize is MaxPageSize, be
 	// huge pages of the kernel's, and has them moved to their place and back instead of
-	// copied (UFFDIO_MOVE in ioctl_userfaultfd(2)). docs/performance.md says what that
+	// copied (UFFDIO_MOVE in ioctl_userfaultfd(2)). docs/lab-notes.md, "Pages of 2 MiB", says what that
 	// saves. Where that is not to be had (before Linux 6.17, transparent huge pages
 	// switched off, memory locked) they are copied, in small ones. Map refuses it for
 	// other regions. A store to such a page, always an error, may pass unnoticed in the
