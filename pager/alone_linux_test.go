@@ -108,6 +108,12 @@ func TestWhoMissesAloneReaps(t *testing.T) {
 // store keeps back.
 func aloneAt(p *Pager, r *Region, s *watchedStore) (read chan error) {
 	p.awake.rest.Store(1 << 20) // at the Bell, not before it
+	return keptBackAt(r, s, p.alone.taken.Load)
+}
+
+// keptBackAt is a ReadAt of the first page whose read the store keeps back, when it
+// waits for it.
+func keptBackAt(r *Region, s *watchedStore, waits func() bool) (read chan error) {
 	s.mu.Lock()
 	s.hold = true
 	s.mu.Unlock()
@@ -117,10 +123,24 @@ func aloneAt(p *Pager, r *Region, s *watchedStore) (read chan error) {
 		_, err := r.ReadAt(b[:], 0)
 		read <- err
 	}()
-	for s.keptBack() == 0 || !p.alone.taken.Load() {
+	for s.keptBack() == 0 || !waits() {
 		time.Sleep(time.Millisecond)
 	}
 	return read
+}
+
+// closeTells closes p while a ReadAt waits for a read that s keeps back, and that is told.
+func closeTells(t *testing.T, p *Pager, s *watchedStore, read chan error) {
+	t.Helper()
+	closed := make(chan error, 1)
+	go func() { closed <- p.Close() }()
+	if err := within10s(t, "ReadAt", read); !errors.Is(err, ErrClosed) {
+		t.Errorf("ReadAt while the region closes: %v", err)
+	}
+	s.let()
+	if err := within10s(t, "Close", closed); err != nil {
+		t.Error(err)
+	}
 }
 
 func within10s(t *testing.T, what string, c chan error) error {
@@ -137,16 +157,7 @@ func within10s(t *testing.T, what string, c chan error) error {
 // Who waits alone is told that the region closes, although his read has not ended.
 func TestCloseBeforeTheBell(t *testing.T) {
 	p, r, s := watchedPager(t, Options{})
-	read := aloneAt(p, r, s)
-	closed := make(chan error, 1)
-	go func() { closed <- p.Close() }()
-	if err := within10s(t, "ReadAt", read); !errors.Is(err, ErrClosed) {
-		t.Errorf("ReadAt while the region closes: %v", err)
-	}
-	s.let()
-	if err := within10s(t, "Close", closed); err != nil {
-		t.Error(err)
-	}
+	closeTells(t, p, s, aloneAt(p, r, s))
 }
 
 // The fault server takes the page over and reads it. The read that rings the Bell

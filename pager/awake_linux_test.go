@@ -1,7 +1,6 @@
 package pager
 
 import (
-	"errors"
 	"runtime"
 	"testing"
 	"time"
@@ -68,24 +67,7 @@ func TestASlowDeviceIsWaitedForAsleep(t *testing.T) {
 // Who waits awake is told that the region closes, although his read has not ended.
 func TestCloseWhileSomebodyWaitsAwake(t *testing.T) {
 	p, r, s := awakePager(t)
-	s.hold = true
-	read, closed := make(chan error, 1), make(chan error, 1)
-	go func() {
-		var b [8]byte
-		_, err := r.ReadAt(b[:], 0)
-		read <- err
-	}()
-	for s.keptBack() == 0 || p.awake.looked.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	go func() { closed <- p.Close() }()
-	if err := within10s(t, "ReadAt", read); !errors.Is(err, ErrClosed) {
-		t.Errorf("ReadAt while the region closes: %v", err)
-	}
-	s.let()
-	if err := within10s(t, "Close", closed); err != nil {
-		t.Error(err)
-	}
+	closeTells(t, p, s, keptBackAt(r, s, func() bool { return p.awake.looked.Load() != 0 }))
 }
 
 // The parker starts the read of who is parked next, although it waits for another's.

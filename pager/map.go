@@ -33,16 +33,19 @@ func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
 	if s == nil {
 		return nil, errors.Join(errors.New("pager: Map: the store is nil"), closeIf(o.Journal.Store))
 	}
+	j := o.Journal.Store
+	if same(s, j) {
+		j = nil // one store, to be taken once
+	}
 	if !take(s) {
 		err := fmt.Errorf("pager: Map %s: the store is mapped already: %w", s, ErrBusy)
-		if j := o.Journal.Store; j != nil && !same(s, j) && take(j) {
+		if j != nil && take(j) {
 			err = errors.Join(err, j.Close())
 			letGo(j)
 		}
 		return nil, err
 	}
-	j := o.Journal.Store
-	if j != nil && !same(s, j) && !take(j) {
+	if j != nil && !take(j) {
 		err := errors.Join(fmt.Errorf("pager: Map %s: Journal.Store is another region's already: %w", s, ErrBusy), s.Close())
 		letGo(s)
 		return nil, err
