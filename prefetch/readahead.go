@@ -88,9 +88,12 @@ func (r *readahead) sequential(e Event, plan *Plan) bool {
 	}
 	r.judge(r.table.age(e.Page))
 	if i := r.table.find(e.Page); i >= 0 {
-		plan.Known = true
-		r.advance(i, e, plan)
-		return true
+		if s := r.table.use(i); !s.refutedBy(e) {
+			plan.Known = true
+			r.advance(i, e, plan)
+			return true
+		}
+		r.judge(r.table.remove(i))
 	}
 	// The touch of a page that no stream planned is no evidence: somebody
 	// else asked for it (Hint, another policy).
@@ -149,7 +152,7 @@ func (r *readahead) stake(plan *Plan) (need int, window int64) {
 
 // advance takes note that the reader of stream i has come to the event's page.
 func (r *readahead) advance(i int, e Event, plan *Plan) {
-	s := r.table.use(i)
+	s := &r.table.streams[i]
 	x, _ := s.position(e.Page)
 	if e.Kind == Touch {
 		s.touched++
@@ -184,21 +187,7 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		s.n = 0
 		next = x + 1
 	case !planned:
-		// A reader whose touches are seen does not come to the end of his window
-		// without any; random work does. Then it takes some misses that go on
-		// there, as at the beginning of a stream.
-		switch {
-		case s.sees && s.sparse(x):
-			s.doubts = minEvidence - 1 + r.doubt/4
-		case s.doubts > 0:
-			s.doubts--
-		}
-		if s.doubts > 0 {
-			s.goOn(x, x, 0)
-			r.table.set(i, x, x+1)
-			return
-		}
-		s.sees = false // touches would have kept the window ahead
+		s.sees, s.thin = false, false // touches would have kept the window ahead
 	}
 	boundary := s.passBoundaries(x)
 	if !s.sees {
@@ -206,10 +195,12 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 	}
 	r.table.set(i, x, next)
 	if boundary {
-		sparse := s.sees && s.sparse(x)
+		// Perhaps not a reader, but random work that hits what was read ahead, or
+		// a reader by a longer step: it gets no more until the next boundary.
+		s.thin = s.sees && s.sparse(x)
 		s.entered, s.touched = x, 0
-		if sparse {
-			return // not a reader, but random work that hits what was read ahead
+		if s.thin {
+			return
 		}
 		if !s.proven {
 			s.proven = true
@@ -218,7 +209,7 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		s.window = 2 * s.window
 		r.dropBehind(s, plan)
 	}
-	if boundary || s.next-s.pos <= s.window/2 {
+	if !s.thin && (boundary || s.next-s.pos <= s.window/2) {
 		r.refill(i, plan)
 	}
 }

@@ -23,7 +23,7 @@ type stream struct {
 	touched int64 // touches seen since
 
 	jump   int64 // a touch too far ahead of pos to be believed at once
-	doubts int   // misses that must come before the stream is believed again
+	thin   bool  // too few touches before the last boundary: see sparse
 	sees   bool  // touches of prefetched pages are reported
 	proven bool  // came as far as a boundary
 	idle   bool  // not seen for a while: has no share of the room
@@ -81,6 +81,15 @@ const minDensity = 2
 
 // sparse: too few of the pages up to x have been touched.
 func (s *stream) sparse(x int64) bool { return s.touched < (x-s.entered)/minDensity }
+
+// refutedBy reports whether the event says that the stream is none, or has become
+// somebody else's: a reader whose touches are seen does not come to the end of his
+// window without any. Random work does, and so does who has gone over to a longer
+// step; what it is has to be shown anew, as at the beginning of any stream.
+func (s *stream) refutedBy(e Event) bool {
+	x, _ := s.position(e.Page)
+	return e.Kind == Miss && x >= s.next && s.sees && s.sparse(x)
+}
 
 // goOn lets the stream begin again at from, where touched pages have been seen up
 // to x: what lies before is somebody else's, and has not been passed.
@@ -235,6 +244,19 @@ func (t *streamTable) rest(i int) bool {
 	s.idle = true
 	t.active--
 	return true
+}
+
+// remove takes stream i out of the table and returns what was there if that was
+// active. Another one has its index now.
+func (t *streamTable) remove(i int) (gone *stream) {
+	t.gone = t.streams[i]
+	if t.rest(i) {
+		gone = &t.gone
+	}
+	last := len(t.streams) - 1
+	t.streams[i], t.zones[i] = t.streams[last], t.zones[last]
+	t.streams, t.zones = t.streams[:last], t.zones[:last]
+	return gone
 }
 
 // age notes that an event happened, of page p, and looks at one stream, whether it

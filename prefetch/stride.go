@@ -16,7 +16,9 @@ type StrideOptions struct {
 // are among the last 128 misses. From there on the steps ahead are treated as
 // Readahead treats pages, with markers and all, except that at most 256 are
 // read ahead: with pages that lie apart the number of reads under way is what
-// counts, not their length. Looking for steps costs each random miss some
+// counts, not their length. Who goes on by a step of two or three pages where a
+// scan has ended is taken for that scan, all pages of it being read; of three
+// until touches show it, for which access must not be raw. Looking for steps costs each random miss some
 // tenths of a microsecond, which is why this is not the default.
 func Stride(o StrideOptions) Policy {
 	s := &stride{seq: newReadahead(o.ReadaheadOptions), maxBytes: o.MaxStride}
