@@ -68,17 +68,12 @@ func reclaim(words *pagerWords, want int64, leaves uint32) (got int64) {
 		if h++; h > used {
 			h = 1
 		}
-		m := metaOf(h)
-		di := bare.Load32(&m.desc)
-		if di == 0 {
-			continue
-		}
-		d := enterDesc(di, words)
+		d, m := words.enterLeaf(h)
 		if d == nil {
 			continue
 		}
 		got += reclaimLeaf(d, bare.Load64(&m.group)<<leafShift)
-		bare.Add32(&d.users, ^uint32(0))
+		d.leave()
 	}
 	bare.Store32(&words.keptHand, h)
 	return got

@@ -7,23 +7,19 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"sync/atomic"
 	"time"
-	"unsafe"
 
-	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
-	"github.com/uffdpager/uffdpager/pager/evict"
 )
 
 // Reading pages
 //
 // The requester claims pages into a batch and submits it himself: no other
 // goroutine, and so no other core, has to wake for a read to start. A load is
-// one I/O over consecutive pages. At most Options.QueueDepth loads are with
-// the store, of flightLimit bytes; the rest wait in two queues, demand before
-// prefetch, without buffers. Completions run on whichever goroutine reaps.
+// one I/O over consecutive pages. How many may be with the store at a time is
+// in flight.go. Completions run on whichever goroutine reaps, and map the pages
+// (install.go).
 const (
 	demand = iota
 	ahead  // prefetch: nobody waits yet
@@ -142,42 +138,6 @@ func (p *Pager) submit(b *batch) {
 // bytes is how much l reads.
 func (l *load) bytes() int64 { return int64(len(l.gens)) << l.r.shift }
 
-// Large reads need no queue depth to keep a device busy, and each has a buffer. So
-// there are flightShare of the budget under way, but not less than is good for
-// any device: a quarter of the least is what may be read ahead.
-const (
-	flightShare = 8
-	flightLeast = 4 * aheadFlight
-	flightMost  = 64 << 20
-)
-
-// flightLimit is how many bytes of loads may be with the store.
-func (p *Pager) flightLimit() int64 {
-	return min(max(p.budget.Load()<<frameShift/flightShare, flightLeast), flightMost)
-}
-
-// takeOff counts a load that is about to go out. false: it may not, yet. Whoever is told
-// so, and has queued the load, calls unqueue: what another has counted in vain in
-// between is no reason to wait.
-func (p *Pager) takeOff(l *load) bool {
-	if p.inflight.Add(1) <= int32(p.opt.QueueDepth) {
-		n := l.bytes()
-		if sum := p.flight.Add(n); sum <= p.flightLimit() || sum == n {
-			if l.kind != ahead {
-				return true
-			}
-			// More may be claimed than is to be under way: see claimPlanned.
-			if sum := p.aheadOut.Add(n); sum <= p.aheadLimit()<<frameShift || sum == n {
-				return true
-			}
-			p.aheadOut.Add(-n)
-		}
-		p.flight.Add(-n)
-	}
-	p.inflight.Add(-1)
-	return false
-}
-
 // launch makes l ready to go with b, or queues it while the queue depth is
 // used up.
 func (p *Pager) launch(l *load, b *batch) {
@@ -227,96 +187,6 @@ func (p *Pager) flushBatch(b *batch) {
 	}
 	clear(b.ops)
 	b.ops = b.ops[:0]
-}
-
-// loadQueue holds loads over the queue depth: those of each kind in the order in which
-// they came, demand first. But somebody may wait for what is read ahead, too: so one
-// of that goes after each passMost of the others.
-type loadQueue struct {
-	mu         sync.Mutex
-	head, tail [2]*load
-	passed     int // by demand, since what is read ahead went or began to wait
-	n          atomic.Int32
-	demand     atomic.Int32 // of them
-}
-
-const passMost = 64
-
-func (q *loadQueue) push(l *load) {
-	k := l.kind
-	l.next = nil
-	if q.tail[k] == nil {
-		q.head[k] = l
-	} else {
-		q.tail[k].next = l
-	}
-	q.tail[k] = l
-	q.n.Add(1)
-	if k == demand {
-		q.demand.Add(1)
-	}
-}
-
-// first is the load whose turn it is, nil if there is none. q.mu is held.
-func (q *loadQueue) first() *load {
-	if l := q.head[ahead]; l != nil && q.passed >= passMost {
-		return l
-	}
-	if l := q.head[demand]; l != nil {
-		return l
-	}
-	return q.head[ahead]
-}
-
-// pop takes out l, which is the first of its kind. q.mu is held.
-func (q *loadQueue) pop(l *load) {
-	k := l.kind
-	q.head[k] = l.next
-	if l.next == nil {
-		q.tail[k] = nil
-	}
-	q.n.Add(-1)
-	switch {
-	case k == ahead || q.head[ahead] == nil:
-		q.passed = 0
-	default:
-		q.passed++
-	}
-	if k == demand {
-		q.demand.Add(-1)
-	}
-}
-
-// fly takes off the load whose turn it is, or, if more is read ahead than may be under
-// way, a demand in its place. nil: none may go. q.mu is held.
-func (p *Pager) fly(q *loadQueue) *load {
-	l := q.first()
-	if l == nil || p.takeOff(l) {
-		return l
-	}
-	if l = q.head[demand]; l != q.first() && l != nil && p.takeOff(l) {
-		return l
-	}
-	return nil
-}
-
-// unqueue moves queued loads into b as far as the queue depth allows.
-func (p *Pager) unqueue(b *batch) {
-	q := &p.queue
-	for {
-		if q.n.Load() == 0 {
-			return
-		}
-		q.mu.Lock()
-		l := p.fly(q)
-		if l == nil {
-			q.mu.Unlock()
-			return
-		}
-		q.pop(l)
-		q.mu.Unlock()
-		p.ready(l, b)
-	}
 }
 
 // loadDone is the Done of every read.
@@ -503,135 +373,4 @@ func (p *Pager) readFailed(r *Region, first uint64, n int, err error) {
 			e.ReadError(r, int64(first<<r.shift), int64(n)<<r.shift, err)
 		}
 	})
-}
-
-// finishGroup installs k pages of l from the i-th; move: see move.go. It says whether they
-// have to be read again.
-func (p *Pager) finishGroup(l *load, i, k int, move bool, err error) (again bool) {
-	r := l.r
-	first := l.first + uint64(i)
-	var res [groupMax]installResult
-	if err == nil && r.opt.Verify != nil && l.from != fromZeros {
-		for j := range k {
-			off := (i + j) << r.shift
-			if verr := r.verify(first+uint64(j), l.op.Buf[off:off+1<<r.shift]); verr != nil {
-				p.readFailed(r, first+uint64(j), 1, verr)
-				p.failPage(r, first+uint64(j), l.gens[i+j], stLoading, r.fault("verify", first+uint64(j), verr))
-				res[j].code = installSkip
-			}
-		}
-	}
-	marks := err == nil && l.marks && l.holdBack(i, k, res[:k])
-	if err == nil {
-		installGroup(r.d, first, &l.gens[i], k, unsafe.Pointer(&l.op.Buf[i<<r.shift]), move, &res[0])
-		if move && (res[0].code == installDone || res[0].code == installFailed) {
-			l.buf.spent = true
-		}
-		why := evict.Demand
-		if l.kind == ahead {
-			why = evict.Prefetch
-		}
-		p.noteInstalled(r, first, res[:k], why)
-		for j := 0; marks && j < k; j++ {
-			switch {
-			case res[j].code != installMark:
-			case r.moves():
-				p.keepBuffer(l, move)
-			default:
-				p.keepMarker(r, first+uint64(j), l.gens[i+j], l.op.Buf[(i+j)<<r.shift:][:1<<r.shift])
-			}
-		}
-	}
-	for j := range k {
-		page := first + uint64(j)
-		switch {
-		case err != nil:
-			p.failPage(r, page, l.gens[i+j], stLoading, r.fault("read", page, err))
-		case res[j].code == installDone:
-			switch old := res[j].old; {
-			case old&flagWaited == 0:
-			case born(old):
-				// Whoever has stored to it while it was Installing, and joined then
-				// to read that back, must not be shown the buffer.
-				p.settle(r, page)
-			default:
-				p.settleFrom(r, page, l.gens[i+j], l.buf, (i+j)<<r.shift)
-			}
-		case res[j].code == installLost:
-			p.settle(r, page)
-		case res[j].code == installFailed && res[j].errno == errnoReadAgain:
-			again = true
-		case res[j].code == installFailed:
-			p.failPage(r, page, l.gens[i+j], stLoading, r.fault("map", page, errnoError(uintptr(res[j].errno))))
-		}
-	}
-	return again
-}
-
-type installResult struct {
-	code  uint32
-	errno uint32
-	old   word // the word before it became Resident, or Dirty
-}
-
-const (
-	installNone   = iota
-	installSkip   // by the caller: not to be installed
-	installMark   // the same: a marker
-	installDone   //
-	installLost   // taken over or cancelled: nothing of it is ours
-	installFailed // the kernel refused; the page is Loading again
-)
-
-// installGroup maps k consecutive pages from src, or moves it there, as far as their
-// generations are still the owner's. From Loading to Resident, or to Dirty, nobody can stop it, so
-// nobody waits long for the state between.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer, move bool, res *installResult) {
-	held := coro.Unstopped()
-	for i := 0; i < k; {
-		// The longest run that is still ours, and is mapped in the same way.
-		n, dirty := 0, false
-		for i+n < k {
-			rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(i+n)*unsafe.Sizeof(installResult{})))
-			if rs.code == installSkip || rs.code == installMark {
-				break
-			}
-			gen := *(*uint32)(unsafe.Add(unsafe.Pointer(gens), uintptr(i+n)*4))
-			pw, w := d.look(first + uint64(i+n))
-			if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {
-				rs.code = installLost
-				break
-			}
-			if n > 0 && born(w) != dirty {
-				break // in another way, and so with another call
-			}
-			if !bare.Cas64(pw, w, w&^stateMask|stInstalling) {
-				continue // look again
-			}
-			dirty = born(w)
-			n++
-		}
-		if n > 0 {
-			dirty = dirty && d.readyBorn(first+uint64(i), n)
-			done, e := d.mapRun(first+uint64(i), unsafe.Add(src, uintptr(i)<<d.shift), n, dirty, move)
-			for j := i; j < i+n; j++ {
-				pw, _ := d.look(first + uint64(j))
-				rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(j)*unsafe.Sizeof(installResult{})))
-				if j >= i+done {
-					rs.old, _ = setState(pw, stInstalling, stLoading, 0, 0)
-					rs.code, rs.errno = installFailed, uint32(e)
-				} else {
-					rs.old, rs.code = d.installed(pw, dirty), installDone
-				}
-			}
-			i += n
-			continue
-		}
-		i++
-	}
-	coro.Stoppable(held)
 }

@@ -356,7 +356,7 @@ func rescueParked(addr uintptr) (loaded int) {
 			loaded = 1
 		}
 	}
-	bare.Add32(&d.users, ^uint32(0))
+	d.leave()
 	return loaded
 }
 
@@ -427,6 +427,6 @@ func rescueLoad(w *pagerWords, seat uint64) (loaded int) {
 			loaded++
 		}
 	}
-	bare.Add32(&d.users, ^uint32(0))
+	d.leave()
 	return loaded
 }

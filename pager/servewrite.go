@@ -119,31 +119,29 @@ func cleanOne(words *pagerWords, attempt int) (errno uintptr) {
 		if h == 0 {
 			continue
 		}
-		m := metaOf(h)
-		bits := bare.Load64(&m.dirty)
-		di := bare.Load32(&m.desc)
-		if di == 0 || bits == 0 {
+		bits := bare.Load64(&metaOf(h).dirty)
+		if bits == 0 {
 			continue
 		}
-		d := enterDesc(di, words)
+		d, m := words.enterLeaf(h)
 		if d == nil {
 			continue
 		}
 		if bare.Load32(&d.flags)&descServeDirty != 0 && (bare.Load32(&d.cut) == 0 || impatient(attempt)) {
 			first := bare.Load64(&m.group) << leafShift
 			for k := uint64(0); k < leafPages; k++ {
-				if bits>>k&1 == 0 || words.servedLately(di, first+k, keep) {
+				if bits>>k&1 == 0 || words.servedLately(d.index, first+k, keep) {
 					continue
 				}
 				if e := cleanPageVia(d, first+k); e == 0 {
-					bare.Add32(&d.users, ^uint32(0))
+					d.leave()
 					return 0
 				} else if e != errnoNothing {
 					errno = e
 				}
 			}
 		}
-		bare.Add32(&d.users, ^uint32(0))
+		d.leave()
 	}
 	if errno == 0 {
 		errno = errnoNothing

@@ -375,6 +375,60 @@ func (s *space) numArenasBare() uintptr {
 	return uintptr(bare.Load32((*uint32)(unsafe.Pointer(&s.numArenas))))
 }
 
+// enterServer keeps the region of addr from being closed under the server's feet,
+// until leave; nil if it is nobody's.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func enterServer(addr uintptr) *desc {
+	d := descOf(addr)
+	if d == nil {
+		return nil
+	}
+	bare.Add32(&d.users, 1)
+	if bare.Load32(&d.state) != descLive || descOf(addr) != d {
+		d.leave()
+		return nil
+	}
+	return d
+}
+
+// enterDesc is enterServer for another region of the same pager; nil if it is not live.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func enterDesc(i uint32, words *pagerWords) *desc {
+	d := (*desc)(unsafe.Add(sp.descs, uintptr(i)*unsafe.Sizeof(desc{})))
+	bare.Add32(&d.users, 1)
+	if bare.Load32(&d.state) != descLive || d.words != words {
+		d.leave()
+		return nil
+	}
+	return d
+}
+
+// enterLeaf is enterDesc for the region that has the words of leaf h.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *pagerWords) enterLeaf(h uint32) (*desc, *leafMeta) {
+	m := metaOf(h)
+	if i := bare.Load32(&m.desc); i != 0 {
+		return enterDesc(i, w), m
+	}
+	return nil, m
+}
+
+// leave ends what enterServer, enterDesc or enterLeaf has begun.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (d *desc) leave() { bare.Add32(&d.users, ^uint32(0)) }
+
 // regionAt is descOf for ordinary code.
 func regionAt(addr uintptr) *Region {
 	d := descOf(addr)

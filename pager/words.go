@@ -198,8 +198,22 @@ func (w *pagerWords) takeFrames(n int64) bool { return w.takeFramesDownTo(n, loa
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (w *pagerWords) takeFramesDownTo(n, floor int64) bool {
-	p := (*uint64)(unsafe.Pointer(&w.free))
+func (w *pagerWords) takeFramesDownTo(n, floor int64) bool { return takeDownTo(&w.free, n, floor) }
+
+// takeCredits takes n credits if at least floor are left then. Only the global
+// stock can be reached from here, which is why shards keep little.
+//
+//go:nosplit
+//go:norace
+func (w *pagerWords) takeCredits(n, floor int64) bool { return takeDownTo(&w.credits, n, floor) }
+
+// takeDownTo takes n off *stock if at least floor are left then.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func takeDownTo(stock *int64, n, floor int64) bool {
+	p := (*uint64)(unsafe.Pointer(stock))
 	for {
 		v := bare.Load64(p)
 		if int64(v)-n < floor {

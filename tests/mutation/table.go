@@ -126,7 +126,7 @@ var table = []mutation{
 	{
 		name:  "reads-without-bound",
 		what:  "who misses large pages has as many buffers as the queue depth allows",
-		edits: []edit{{"pager/load.go", "sum <= p.flightLimit() || sum == n", "sum > 0"}},
+		edits: []edit{{"pager/flight.go", "sum <= p.flightLimit() || sum == n", "sum > 0"}},
 		pkg:   "pager", test: "TestBytesUnderWayAreBounded",
 	},
 	{
@@ -144,7 +144,7 @@ var table = []mutation{
 	{
 		name:  "born-is-lent",
 		what:  "a page that can be stored to as soon as it is mapped is read from where it was read to",
-		edits: []edit{{"pager/load.go", "case born(old):", "case false:"}},
+		edits: []edit{{"pager/install.go", "case born(old):", "case false:"}},
 		pkg:   "pager", test: "TestBornPagesAreNotLent", quick: true,
 	},
 	{
@@ -174,7 +174,7 @@ var table = []mutation{
 	{
 		name:  "generation-unchecked",
 		what:  "whoever comes back from a read installs it, whoever the page belongs to by then",
-		edits: []edit{{"pager/load.go", "if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\t\t\trs.code", "if pw == nil || w&stateMask != stLoading || gen == 0 {\n\t\t\t\trs.code"}, {"pager/state.go", "if w&stateMask != from || uint32(w>>32) != gen {", "if w&stateMask != from {"}},
+		edits: []edit{{"pager/install.go", "if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\t\t\trs.code", "if pw == nil || w&stateMask != stLoading || gen == 0 {\n\t\t\t\trs.code"}, {"pager/state.go", "if w&stateMask != from || uint32(w>>32) != gen {", "if w&stateMask != from {"}},
 		pkg:   "pager", test: "TestAReadThatWasTakenOverIsDropped", quick: true,
 	},
 	{
@@ -198,7 +198,7 @@ var table = []mutation{
 	{
 		name:  "failed-read-is-zeros",
 		what:  "a page that could not be read is installed as it is",
-		edits: []edit{{"pager/load.go", "\tif err == nil {\n\t\tinstallGroup(", "\terr = nil\n\tif err == nil {\n\t\tinstallGroup("}},
+		edits: []edit{{"pager/install.go", "\tif err == nil {\n\t\tinstallGroup(", "\terr = nil\n\tif err == nil {\n\t\tinstallGroup("}},
 		pkg:   "tests/hostile", test: "TestReadErrors", quick: true,
 	},
 	{
@@ -210,7 +210,7 @@ var table = []mutation{
 	{
 		name:  "past-the-end",
 		what:  "raw access past the end of a region that was made shorter is served",
-		edits: []edit{{"pager/fault.go", "if off >= bare.Load64(&d.length) {\n\t\tf.Errno = errnoRange\n\t\treturn coro.Deliver\n\t}", "_ = off"}, {"pager/fault.go", "if page<<d.shift >= bare.Load64(&d.length) {\n\t\t\treturn errnoRange\n\t\t}", ""}, {"pager/fault.go", "\tif d.past(page) {\n\t\terrno = errnoRange\n\t}\n", ""}, {"pager/housekeep.go", "if off >= bare.Load64(&r.d.length) {", "if off > 1<<62 {"}, {"pager/table.go", "return page<<d.shift >= bare.Load64(&d.length)", "return false"}},
+		edits: []edit{{"pager/fault.go", "if off >= bare.Load64(&d.length) {\n\t\tf.Errno = errnoRange\n\t\treturn coro.Deliver\n\t}", "_ = off"}, {"pager/serve.go", "if page<<d.shift >= bare.Load64(&d.length) {\n\t\t\treturn errnoRange\n\t\t}", ""}, {"pager/serve.go", "\tif d.past(page) {\n\t\terrno = errnoRange\n\t}\n", ""}, {"pager/housekeep.go", "if off >= bare.Load64(&r.d.length) {", "if off > 1<<62 {"}, {"pager/table.go", "return page<<d.shift >= bare.Load64(&d.length)", "return false"}},
 		pkg:   "pager", test: "TestResizeAndDiscard",
 	},
 	{
@@ -230,7 +230,7 @@ var table = []mutation{
 	{
 		name:  "steal-pinned",
 		what:  "the fault server takes the frame of a pinned page",
-		edits: []edit{{"pager/fault.go", "if w&pinMask != 0 || d.words.servedLately(", "if d.words.servedLately("}},
+		edits: []edit{{"pager/steal.go", "if w&pinMask != 0 || d.words.servedLately(", "if d.words.servedLately("}},
 		pkg:   "pager", test: "TestStealingSparesPins",
 	},
 	{
@@ -557,7 +557,7 @@ var table = []mutation{
 	{
 		name:  "retry-not-without-a-p",
 		what:  "a thread that waits takes an error that passes for one that does not",
-		edits: []edit{{"pager/fault.go", "if d.tryAgain(errno, tries) && ", "if false && d.tryAgain(errno, tries) && "}},
+		edits: []edit{{"pager/serve.go", "if d.tryAgain(errno, tries) && ", "if false && d.tryAgain(errno, tries) && "}},
 		pkg:   "tests/hostile", test: "TestRawReadsAreRepeated", quick: true,
 	},
 	{
