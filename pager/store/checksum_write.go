@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"io"
 	"maps"
@@ -476,23 +475,10 @@ func (s *scribe) close() error {
 	return err
 }
 
-func (s *scribe) do(st Store, op *aio.Op) error {
-	ctx, done := context.WithCancel(context.Background())
-	defer done()
-	op.Done = func(*aio.Op) { done() }
-	st.Start(s.e, []*aio.Op{op})
-	for ctx.Err() == nil {
-		if s.e.Reap(1) == 0 {
-			_ = s.e.Wait(ctx) // ends with ctx, wherever Done runs
-		}
-	}
-	return op.Err
-}
-
 // readSome reads to b, or up to the end of the store.
 func (s *scribe) readSome(st Store, b []byte, off int64) (int, error) {
 	op := &aio.Op{Code: aio.Read, Off: off, Buf: b}
-	err := s.do(st, op)
+	err := await(st, s.e, op)
 	return op.N, err
 }
 
@@ -506,13 +492,13 @@ func (s *scribe) read(st Store, b []byte, off int64) error {
 
 func (s *scribe) write(st Store, b []byte, off int64) error {
 	op := &aio.Op{Code: aio.Write, Off: off, Buf: b}
-	err := s.do(st, op)
+	err := await(st, s.e, op)
 	if err == nil && op.N < len(b) {
 		err = io.ErrShortWrite
 	}
 	return err
 }
 
-func (s *scribe) flush(st Store) error { return s.do(st, &aio.Op{Code: aio.Flush}) }
+func (s *scribe) flush(st Store) error { return await(st, s.e, &aio.Op{Code: aio.Flush}) }
 
 var errShort = io.ErrUnexpectedEOF

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -75,16 +74,9 @@ func readAll(s Store) ([]byte, error) {
 	defer unreserve(buf)
 	all := make([]byte, 0, s.Size())
 	for size := s.Size(); int64(len(all)) < size; {
-		ctx, done := context.WithCancel(context.Background())
-		op := &aio.Op{Code: aio.Read, Off: int64(len(all)), Buf: buf[:chunk], Done: func(*aio.Op) { done() }}
-		s.Start(e, []*aio.Op{op})
-		for ctx.Err() == nil {
-			if e.Reap(1) == 0 {
-				e.Wait(ctx) // ends with ctx, wherever Done runs
-			}
-		}
-		if op.Err != nil {
-			return nil, op.Err
+		op := &aio.Op{Code: aio.Read, Off: int64(len(all)), Buf: buf[:chunk]}
+		if err := await(s, e, op); err != nil {
+			return nil, err
 		}
 		if op.N == 0 {
 			return nil, fmt.Errorf("store: %v ends at %d of %d bytes: %w", s, len(all), size, io.ErrUnexpectedEOF)
