@@ -350,7 +350,7 @@ func (r *Region) Prefetch(offs []int64, n int64) {
 		}
 		pr := r.pageRange(off, min(n, length-off))
 		for page := pr.first; page < pr.first+pr.n; page++ {
-			if pw, w := r.d.look(page); pw == nil || w&stateMask == stMissing {
+			if pw, w := r.look(page); pw == nil || w&stateMask == stMissing {
 				if !entered && !r.enter() {
 					return
 				}
