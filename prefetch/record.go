@@ -3,6 +3,7 @@ package prefetch
 import (
 	"io"
 	"sync"
+	"time"
 )
 
 // Recorder is a policy that prefetches nothing and writes down, in a trace
@@ -14,6 +15,8 @@ type Recorder struct {
 	last   *seenPages // of lastAt: misses come in clusters
 	lastAt int64
 	size   int64 // page size, once known
+	region int64 // pages in the region, known then too
+	name   string
 	pages  int64
 	lost   int64
 	closed bool
@@ -27,27 +30,40 @@ type Recorder struct {
 // seenPages has one bit for each of 4096 pages.
 type seenPages [64]uint64
 
-// recordAhead is how many blocks may wait for a slow writer: 4 MiB.
-const recordAhead = 64
+// recordAhead is how many blocks may wait for a slow writer: 4 MiB. A block that
+// is not full is written after recordEvery.
+const (
+	recordAhead = 64
+	recordEvery = time.Second
+)
 
 // Record returns a policy that writes the pages of its region to w in the order
 // of their first touch, for [Replay] at the next start. Raw hits leave no
 // trace, and without prefetching every first touch is a miss; so the trace is
 // complete for a region whose policy this is.
 //
-// Observe does not write: a goroutine does, one block of up to 64 KiB (some
-// 30,000 pages) at a time. Close writes the rest and ends it; without Close the
-// goroutine stays and the file has no end, but is good up to there. If w is so
-// slow that 64 blocks wait, further ones are dropped and counted (Lost).
-func Record(w io.Writer) *Recorder {
+// Observe does not write: a goroutine does, a block of up to 64 KiB (some
+// 30,000 pages) at a time, and once a second what there is. Close writes the
+// rest and ends it; without Close the goroutine stays and the file has no end,
+// but is good up to there: of a program that is killed all but the last second
+// or two is known. If w is so slow that 64 blocks wait, further ones are
+// dropped and counted (Lost).
+func Record(w io.Writer) *Recorder { return RecordOf(w, "") }
+
+// RecordOf is Record of a region that shows what is called name, a file's path
+// perhaps: it is written down in the trace, for [ReplayOptions]. Up to 65,535 bytes.
+func RecordOf(w io.Writer, name string) *Recorder { return newRecorder(w, name, recordEvery) }
+
+func newRecorder(w io.Writer, name string, every time.Duration) *Recorder {
 	r := &Recorder{
+		name:  name,
 		seen:  map[int64]*seenPages{},
 		full:  make(chan *traceBlock, recordAhead),
 		empty: make(chan *traceBlock, recordAhead),
 		done:  make(chan struct{}),
 	}
 	r.block = r.fresh()
-	go r.write(w)
+	go r.write(w, every)
 	return r
 }
 
@@ -62,7 +78,7 @@ func (r *Recorder) Observe(e Event, plan *Plan) {
 		return
 	}
 	if r.size == 0 {
-		r.size = plan.pageSize()
+		r.size, r.region = plan.pageSize(), plan.Pages
 	}
 	r.pages++
 	r.block.add(e.Page)
@@ -112,13 +128,13 @@ func (r *Recorder) hand(b *traceBlock) {
 	}
 }
 
-func (r *Recorder) write(w io.Writer) {
+func (r *Recorder) write(w io.Writer, every time.Duration) {
 	defer close(r.done)
 	begun := false
-	for b := range r.full {
+	put := func(b *traceBlock) {
 		if !begun && r.err == nil {
 			begun = true
-			_, r.err = w.Write(appendTraceHeader(nil, r.size))
+			_, r.err = w.Write(appendTraceHeader(nil, r.size, r.region, r.name))
 		}
 		if r.err == nil {
 			_, r.err = w.Write(b.seal())
@@ -128,6 +144,36 @@ func (r *Recorder) write(w io.Writer) {
 		default:
 		}
 	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case b, open := <-r.full:
+			if !open {
+				return
+			}
+			put(b)
+		case <-tick.C:
+			if b := r.begun(); b != nil {
+				put(b)
+			}
+		}
+	}
+}
+
+// begun takes the block that is being filled, if it is the next to be written. It
+// does not wait for the lock: Close waits for the writer with it.
+func (r *Recorder) begun() *traceBlock {
+	if !r.mu.TryLock() {
+		return nil
+	}
+	defer r.mu.Unlock()
+	if r.closed || len(r.full) > 0 || r.block.count == 0 {
+		return nil
+	}
+	b := r.block
+	r.block = r.fresh()
+	return b
 }
 
 // Pages is the number of pages recorded so far.

@@ -2,10 +2,15 @@ package prefetch
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 )
+
+// ErrTraceOther is what Replay returns, wrapped, beside the policy if the trace is of
+// another region than ReplayOptions say.
+var ErrTraceOther = errors.New("prefetch: the trace is of something else")
 
 // ReplayOptions configure Replay. The zero value works.
 type ReplayOptions struct {
@@ -13,6 +18,11 @@ type ReplayOptions struct {
 	// has another, Replay returns an error; if it is 0 and the region turns
 	// out to have another, nothing is replayed.
 	PageSize int64
+	// Region is the size of the region in bytes, and Name is what it shows, as it
+	// was told to RecordOf. If they are given, and the trace has others, Replay
+	// says so (ErrTraceOther).
+	Region int64
+	Name   string
 	// Batch is how much is sorted and read together, in bytes; 0: 2 MiB.
 	// Ahead is how far the batches run ahead of the program; 0: 8 MiB. Both
 	// together stay within the eighth of the budget that the default eviction
@@ -33,14 +43,24 @@ type ReplayOptions struct {
 // program is there; those that have nothing to do with its order stop the
 // reading until some in a row are where it was believed to be.
 //
-// Errors are those of r, and [ErrTrace].
+// Errors are those of r; [ErrTrace] for what is no trace, is damaged, or has
+// pages of another size; and two with which there is a policy all the same, for
+// who wants it: [ErrTraceCut] for a trace that is not whole, of which the policy
+// replays what there is, and [ErrTraceOther] for one that was made of
+// something else. A trace that is wrong costs reads in vain, never wrong bytes.
 func Replay(r io.Reader, o ReplayOptions) (Policy, error) {
 	t, err := ReadTrace(r)
-	if err != nil {
+	if t == nil {
 		return nil, fmt.Errorf("replay: %w", err)
 	}
 	if o.PageSize != 0 && o.PageSize != t.PageSize {
 		return nil, fmt.Errorf("replay: %w of pages of %d bytes, its pages have %d", ErrTrace, o.PageSize, t.PageSize)
+	}
+	if o.Name != "" && t.Name != "" && o.Name != t.Name {
+		err = also(err, fmt.Errorf("%w: of %s, not of %s", ErrTraceOther, t.Name, o.Name))
+	}
+	if pages := (o.Region + t.PageSize - 1) / t.PageSize; pages > 0 && t.Region > 0 && pages != t.Region {
+		err = also(err, fmt.Errorf("%w: of %d pages, not of %d", ErrTraceOther, t.Region, pages))
 	}
 	if o.Batch <= 0 {
 		o.Batch = 2 << 20
@@ -56,7 +76,18 @@ func Replay(r io.Reader, o ReplayOptions) (Policy, error) {
 		trust:    sure,
 	}
 	p.load(t.Pages)
-	return p, nil
+	if err != nil {
+		err = fmt.Errorf("replay: %w", err)
+	}
+	return p, err
+}
+
+// also is errors.Join in one line.
+func also(err, more error) error {
+	if err == nil {
+		return more
+	}
+	return fmt.Errorf("%w; %w", err, more)
 }
 
 // Whether the program is where it is believed to be. An event there is worth

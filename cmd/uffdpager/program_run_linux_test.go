@@ -394,3 +394,62 @@ func TestRunRecordAndReplay(t *testing.T) {
 		}
 	}
 }
+
+// A trace that is not whole, or of another file, is replayed and the report says so; one
+// that is damaged is refused.
+func TestRunReplaysWithANote(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	for name, size := range map[string]int{"a": 2 << 20, "b": 2 << 20} {
+		if err := os.WriteFile(in(name), make([]byte, size), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	work := func(file, policy string) []string {
+		return []string{"run", in(file), "--prefetch", policy, "--idle", "20ms", "--budget", "4MiB", "--ops", "2000", "--goroutines", "1"}
+	}
+	status, stdout, stderr := runProgram(t, work("a", "record="+in("trace"))...)
+	if status != exitDone || !strings.Contains(stdout, "pages in the trace") {
+		t.Fatalf("status %d, %s%s", status, stdout, stderr)
+	}
+	trace, err := os.ReadFile(in("trace"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(in("cut"), trace[:len(trace)-1], 0o666); err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.Clone(trace)
+	damaged[len(damaged)/2] ^= 1
+	if err := os.WriteFile(in("damaged"), damaged, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(in("a"), in("link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		file, trace, says string
+		status            int
+	}{
+		{"a", "trace", "", exitDone},
+		{"link", "trace", "", exitDone},
+		{"b", "trace", "something else: of " + in("a"), exitDone},
+		{"a", "cut", "has no end", exitDone},
+		{"a", "damaged", "is damaged", exitFailed},
+	} {
+		status, stdout, stderr := runProgram(t, work(c.file, "replay="+in(c.trace))...)
+		said := strings.Contains(stdout+stderr, "--prefetch replay=")
+		if status != c.status || said != (c.says != "") || !strings.Contains(stdout+stderr, c.says) {
+			t.Errorf("%s with %s: status %d, %s%s", c.file, c.trace, status, stdout, stderr)
+		}
+		if status == exitDone && !strings.Contains(stdout, "replay: ") {
+			t.Errorf("%s with %s: no row of what was read ahead: %s", c.file, c.trace, stdout)
+		}
+	}
+	if err := os.Truncate(in("a"), 3<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, stdout, _ := runProgram(t, work("a", "replay="+in("trace"))...); !strings.Contains(stdout, "of 512 pages, not of 768") {
+		t.Errorf("a file that has grown: %s", stdout)
+	}
+}

@@ -106,6 +106,8 @@ type prefetchReport struct {
 	Used   int64  `json:"used"`
 	Unused int64  `json:"unused"`
 	Late   int64  `json:"late"`
+	// Recorded is the pages of the trace that was made.
+	Recorded int64 `json:"recorded"`
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
@@ -171,7 +173,10 @@ func (r *report) writeText(w io.Writer) error {
 	if r.WrittenBytes > 0 || r.Writes > 0 {
 		row("writing", "%s, %s written back (%s), sync %.2f s", plural(r.Writes, "op"), plural(r.Writebacks, "page"), humanBytes(r.WrittenBytes), r.SyncS)
 	}
-	if p := r.Prefetch; p.Issued > 0 {
+	switch p := r.Prefetch; {
+	case p.Policy == "record":
+		row("prefetch", "record: %s in the trace", plural(p.Recorded, "page"))
+	case p.Issued > 0 || p.Policy == "replay":
 		row("prefetch", "%s: %s ahead, %s used, %s unused, %s late", p.Policy, plural(p.Issued, "page"), count(p.Used), count(p.Unused), count(p.Late))
 	}
 	row("faults", "%s parked in place, %s blocked a thread, %s restarted (%s)", count(r.Park.InPlace), count(r.Park.ThreadBlocked), count(r.Park.Restarted), r.Park.Mode)

@@ -86,7 +86,7 @@ func (j *job) note(format string, args ...any) {
 // run does the work and fills in the report. Its error is one that ended the
 // work; ops that failed are in the report.
 func (j *job) run(ctx context.Context) (err error) {
-	policy, finish, err := j.o.prefetch.open(int64(j.o.pageSize))
+	policy, finish, err := j.o.prefetch.open(j)
 	if err != nil {
 		return err
 	}
