@@ -106,22 +106,28 @@ func (d *desc) unborn(first uint64, n int) {
 //go:norace
 //go:nocheckptr
 func (d *desc) mapRun(first uint64, src unsafe.Pointer, n int, dirty, move bool) (done int, errno uintptr) {
-	size := uintptr(n) << d.shift
-	if !dirty {
-		if move {
-			errno = moveIn(d.addr(first), src, size)
-		} else {
-			errno = mapPages(d.addr(first), src, size, true)
-		}
-		if errno != 0 {
-			n = 0
-		}
-		return n, errno
+	dst, size := d.addr(first), uintptr(n)<<d.shift
+	if dirty {
+		at, errno := mapFrames(dst, src, size, false)
+		done = int(at >> d.shift)
+		d.unborn(first+uint64(done), n-done)
+		return done, errno
 	}
-	at, errno := mapFrames(d.addr(first), src, size, false)
-	done = int(at >> d.shift)
-	d.unborn(first+uint64(done), n-done)
-	return done, errno
+	at := uintptr(0)
+	if move {
+		if at, errno = moveIn(dst, uintptr(src), size); errno != 0 {
+			return 0, errno
+		}
+		if at == size {
+			return n, 0
+		}
+	}
+	// All, or what could not be moved.
+	if _, errno = mapFrames(dst+at, unsafe.Add(src, at), size-at, true); errno != 0 {
+		unmapVia(dst, size)
+		return 0, errno
+	}
+	return n, 0
 }
 
 // installed ends Installing: the page is mapped, writable if dirty. It returns
@@ -139,8 +145,6 @@ func (d *desc) installed(pw *word, dirty bool) (old word) {
 	old, _ = setState(pw, stInstalling, stDirty, flagWaited|flagMark|flagForStore|flagPrefetched, 0)
 	return old
 }
-
-const errnoTakenOver = 1<<21 + 1
 
 // bornWhole maps a claimed page that is written whole, from src: as Dirty, or with
 // through in Writing (through.go), and says which. Its caller has a credit for it,

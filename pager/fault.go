@@ -27,6 +27,13 @@ const (
 	errnoNoted                   // see Region.noteFault: errnoNoted + slot
 )
 
+// Among ourselves, and never delivered.
+const (
+	errnoTakenOver = 1<<21 + iota // the page is somebody else's by now
+	errnoNothing                  // there is no page that the server may write
+	errnoReadAgain                // nobody knows where the bytes are
+)
+
 //go:nosplit
 //go:norace
 //go:nocheckptr
@@ -92,7 +99,7 @@ func decideWrite(f *coro.Fault, d *desc, page uint64, flags uint32) coro.Verdict
 		}
 		switch w & stateMask {
 		case stResident, stWriting:
-			if unlockPage(d, pw, w, page, 0, false) {
+			if unlockVia(d, pw, w, page, 0, false) {
 				return coro.Retry
 			}
 			if bare.Load64(pw) != w && bare.Load32(&d.cut) == 0 {

@@ -104,45 +104,71 @@ const (
 func installGroup(d *desc, first uint64, gens *uint32, k int, src unsafe.Pointer, move bool, res *installResult) {
 	held := coro.Unstopped()
 	for i := 0; i < k; {
-		// The longest run that is still ours, and is mapped in the same way.
-		n, dirty := 0, false
-		for i+n < k {
-			rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(i+n)*unsafe.Sizeof(installResult{})))
-			if rs.code == installSkip || rs.code == installMark {
-				break
-			}
-			gen := *(*uint32)(unsafe.Add(unsafe.Pointer(gens), uintptr(i+n)*4))
-			pw, w := d.look(first + uint64(i+n))
-			if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {
-				rs.code = installLost
-				break
-			}
-			if n > 0 && born(w) != dirty {
-				break // in another way, and so with another call
-			}
-			if !bare.Cas64(pw, w, w&^stateMask|stInstalling) {
-				continue // look again
-			}
-			dirty = born(w)
-			n++
-		}
-		if n > 0 {
-			dirty = dirty && d.readyBorn(first+uint64(i), n)
-			done, e := d.mapRun(first+uint64(i), unsafe.Add(src, uintptr(i)<<d.shift), n, dirty, move)
-			for j := i; j < i+n; j++ {
-				pw, _ := d.look(first + uint64(j))
-				rs := (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(j)*unsafe.Sizeof(installResult{})))
-				if j >= i+done {
-					rs.old, _ = setState(pw, stInstalling, stLoading, 0, 0)
-					rs.code, rs.errno = installFailed, uint32(e)
-				} else {
-					rs.old, rs.code = d.installed(pw, dirty), installDone
-				}
-			}
-			i += n
+		n, dirty := beginInstall(d, first, gens, i, k, res)
+		if n == 0 {
+			i++
 			continue
 		}
-		i++
+		dirty = dirty && d.readyBorn(first+uint64(i), n)
+		done, errno := d.mapRun(first+uint64(i), unsafe.Add(src, uintptr(i)<<d.shift), n, dirty, move)
+		endInstall(d, first, i, n, done, dirty, errno, res)
+		i += n
 	}
 	coro.Stoppable(held)
+}
+
+// beginInstall takes to Installing the longest run of pages, from the i-th on, that is
+// still ours and is mapped in the same way. It says how many that are, and whether they
+// are to be dirty.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func beginInstall(d *desc, first uint64, gens *uint32, i, k int, res *installResult) (n int, dirty bool) {
+	for i+n < k {
+		rs := resultAt(res, i+n)
+		if rs.code == installSkip || rs.code == installMark {
+			break
+		}
+		gen := *(*uint32)(unsafe.Add(unsafe.Pointer(gens), uintptr(i+n)*4))
+		pw, w := d.look(first + uint64(i+n))
+		if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {
+			rs.code = installLost
+			break
+		}
+		if n > 0 && born(w) != dirty {
+			break // in another way, and so with another call
+		}
+		if !bare.Cas64(pw, w, w&^stateMask|stInstalling) {
+			continue // look again
+		}
+		dirty = born(w)
+		n++
+	}
+	return n, dirty
+}
+
+// endInstall ends Installing of n pages from the i-th on, of which done are mapped.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func endInstall(d *desc, first uint64, i, n, done int, dirty bool, errno uintptr, res *installResult) {
+	for j := i; j < i+n; j++ {
+		pw, _ := d.look(first + uint64(j))
+		rs := resultAt(res, j)
+		if j >= i+done {
+			rs.old, _ = setState(pw, stInstalling, stLoading, 0, 0)
+			rs.code, rs.errno = installFailed, uint32(errno)
+		} else {
+			rs.old, rs.code = d.installed(pw, dirty), installDone
+		}
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func resultAt(res *installResult, i int) *installResult {
+	return (*installResult)(unsafe.Add(unsafe.Pointer(res), uintptr(i)*unsafe.Sizeof(installResult{})))
 }

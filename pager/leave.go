@@ -344,9 +344,51 @@ func (p *Pager) gone(pages int, frames int64) int64 {
 //go:nocheckptr
 func zapBatch(first *zapEntry, n int, ranges *uffd.Range, to *spares) (frames, credits int64) {
 	held := coro.Unstopped()
-	k, left := 0, false
+	if k, left := markLeaving(first, n, ranges, to); left {
+		if credits = keptCredits(first, n); credits > 0 {
+			// Before the pages are let go: whoever calls credits in waits for that.
+			first.d.words.returnKept(credits)
+		}
+		if k > 0 {
+			uffd.RawZap(ranges, k)
+		}
+		if frames, k = releaseLeft(first, n, ranges); k > 0 {
+			// Empty spans: their page tables go back to the kernel.
+			uffd.RawZap(ranges, k)
+			for i := 0; i < n; i++ {
+				if e := entryAt(first, i); e.span != nil {
+					bare.Store32(e.span, 0)
+				}
+			}
+		}
+	}
+	coro.Stoppable(held)
+	return frames, credits
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func entryAt(first *zapEntry, i int) *zapEntry {
+	return (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func rangeAt(ranges *uffd.Range, k int) *uffd.Range {
+	return (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k)*unsafe.Sizeof(uffd.Range{})))
+}
+
+// markLeaving takes entries to Evicting, and makes k ranges of those whose memory is still
+// there. left: there are such entries.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func markLeaving(first *zapEntry, n int, ranges *uffd.Range, to *spares) (k int, left bool) {
 	for i := 0; i < n; i++ {
-		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
+		e := entryAt(first, i)
 		pw, w := e.d.look(e.page)
 		if pw == nil || w != e.seen || !bare.Cas64(pw, w, w&^stateMask|stEvicting) {
 			continue
@@ -359,7 +401,7 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range, to *spares) (frames, c
 		}
 		if k > 0 {
 			// What a scan leaves behind it is one range, in whichever direction.
-			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k-1)*unsafe.Sizeof(uffd.Range{})))
+			r := rangeAt(ranges, k-1)
 			if r.Addr+r.Len == addr {
 				r.Len += size
 				continue
@@ -369,54 +411,49 @@ func zapBatch(first *zapEntry, n int, ranges *uffd.Range, to *spares) (frames, c
 				continue
 			}
 		}
-		r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k)*unsafe.Sizeof(uffd.Range{})))
+		r := rangeAt(ranges, k)
 		r.Addr, r.Len = addr, size
 		k++
 	}
-	if !left {
-		coro.Stoppable(held)
-		return 0, 0
-	}
+	return k, left
+}
+
+// keptCredits is how many credits the entries that leave have kept.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func keptCredits(first *zapEntry, n int) (credits int64) {
 	for i := 0; i < n; i++ {
-		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
-		if e.ok && e.seen&flagKept != 0 {
+		if e := entryAt(first, i); e.ok && e.seen&flagKept != 0 {
 			credits += e.d.framesPerPage()
 		}
 	}
-	if credits > 0 {
-		// Before the pages are let go: whoever calls credits in waits for that.
-		first.d.words.returnKept(credits)
-	}
-	if k > 0 {
-		uffd.RawZap(ranges, k)
-	}
-	k = 0
+	return credits
+}
+
+// releaseLeft takes entries from Evicting to Missing, and makes k ranges of the spans that
+// are empty now, which nobody enters until their words are set to 0.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func releaseLeft(first *zapEntry, n int, ranges *uffd.Range) (frames int64, k int) {
 	for i := 0; i < n; i++ {
-		e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
+		e := entryAt(first, i)
 		if !e.ok {
 			continue
 		}
 		frames += e.d.framesPerPage()
 		pw, _ := e.d.look(e.page)
 		if e.d.vacate(pw, e.page) && spanTake(e.d, e.page) {
-			r := (*uffd.Range)(unsafe.Add(unsafe.Pointer(ranges), uintptr(k)*unsafe.Sizeof(uffd.Range{})))
+			r := rangeAt(ranges, k)
 			r.Addr, r.Len = e.d.addr(e.page)&^(granule-1), granule
 			k++
 			e.span = e.d.spanWord(e.page)
 		}
 	}
-	if k > 0 {
-		// Empty spans: their page tables go back to the kernel.
-		uffd.RawZap(ranges, k)
-		for i := 0; i < n; i++ {
-			e := (*zapEntry)(unsafe.Add(unsafe.Pointer(first), uintptr(i)*unsafe.Sizeof(zapEntry{})))
-			if e.span != nil {
-				bare.Store32(e.span, 0)
-			}
-		}
-	}
-	coro.Stoppable(held)
-	return frames, credits
+	return frames, k
 }
 
 // spanTake keeps everybody out of an empty span, until its word is set to 0.

@@ -102,34 +102,30 @@ func moveFrames(dst, src, n uintptr, turns int) (at, errno uintptr) {
 // moveVia is uffd.RawMove where it may fail; see cleanVia.
 var moveVia = uffd.RawMove
 
-const errnoReadAgain = 1<<21 + 2 // nobody knows where the bytes are
-
-// moveIn makes n bytes at dst present, write-protected, with the frames of src, and
-// copies what cannot be moved. All or nothing, like mapPages; in the second case src may
-// have lost its bytes: certainly with errnoReadAgain.
+// moveIn makes n bytes at dst present, write-protected, with the frames of src: as many
+// as can be moved, from the beginning, and says how many. The rest is still in src. After
+// an error all of dst is missing, and src may have lost its bytes: certainly with
+// errnoReadAgain.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func moveIn(dst uintptr, src unsafe.Pointer, n uintptr) (errno uintptr) {
+func moveIn(dst, src, n uintptr) (at, errno uintptr) {
 	// A fault has left a page table there, for which the kernel would break the
 	// huge page up.
 	unmapVia(dst, n)
-	at, e := moveFrames(dst, uintptr(src), n, moveTurns)
-	if e != 0 && e != uintptr(syscall.EBUSY) && e != uintptr(syscall.EINVAL) {
+	at, errno = moveFrames(dst, src, n, moveTurns)
+	if errno != 0 && errno != uintptr(syscall.EBUSY) && errno != uintptr(syscall.EINVAL) {
 		unmapVia(dst, n)
-		return errnoReadAgain
+		return 0, errnoReadAgain
 	}
+	errno = 0
 	if at > 0 {
-		errno = protectVia(dst, at, true)
+		if errno = protectVia(dst, at, true); errno != 0 {
+			unmapVia(dst, n)
+		}
 	}
-	if errno == 0 && at < n {
-		_, errno = mapFrames(dst+at, unsafe.Add(src, at), n-at, true)
-	}
-	if errno != 0 {
-		unmapVia(dst, n)
-	}
-	return errno
+	return at, errno
 }
 
 // moveOut makes a page missing whose memory goes to an empty buffer, all of it or none.

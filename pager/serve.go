@@ -76,9 +76,9 @@ func serve(f *coro.Fault) (errno uintptr) {
 	slot := beginServing(f.Addr)
 	for tries := uint32(0); ; {
 		if f.Access == coro.WriteProtected {
-			errno = serveWrite(d, page)
+			errno = serveWriteVia(d, page)
 		} else {
-			errno = serveRead(d, page)
+			errno = serveReadVia(d, page)
 			if d.tryAgain(errno, tries) && bare.Load32(&d.state) == descLive {
 				bare.FutexWait(&napWord, 0, d.pauseBefore(tries))
 				tries++

@@ -38,7 +38,7 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 			relax(turn)
 			return 0
 		}
-		if unlockPage(d, pw, w, page, 0, false) {
+		if unlockVia(d, pw, w, page, 0, false) {
 			return 0
 		}
 		if bare.Load32(&d.cut) != 0 && !impatient(turn) {
@@ -52,7 +52,7 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 		}
 		// With the slack there are always a few pages that are Dirty and not
 		// being written: those that came by it.
-		if unlockPage(d, pw, w, page, -load64(&d.words.creditSlack), true) {
+		if unlockVia(d, pw, w, page, -load64(&d.words.creditSlack), true) {
 			return 0
 		}
 		e := cleanVia(d.words, turn)
@@ -74,7 +74,7 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 				}
 				return failed
 			}
-			if turn > lastResort && unlockPage(d, pw, w, page, -load64(&d.words.creditLast), true) {
+			if turn > lastResort && unlockVia(d, pw, w, page, -load64(&d.words.creditLast), true) {
 				return 0
 			}
 			if turn > 2 {
@@ -88,21 +88,19 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 // flight, in case their owners can run, before it takes the last credits.
 const lastResort = 16
 
-const (
-	errnoNothing = 1<<21 + 2 // no page that the server may write
-)
-
 // cleanVia is cleanOne, called through a variable: the linker counts the stack
 // of nosplit functions along static calls, assuming the little that is left of
-// a goroutine's; the fault server has 64 KiB of its own.
+// a goroutine's; the fault server has 64 KiB of its own, and a signal handler 32.
 var (
-	cleanVia     = cleanOne
-	cleanPageVia = cleanPage
-	copyOutVia   = copyOut
-	storeVia     = storePage
-	takeSlotVia  = takeSlot
-	endWriteVia  = endWrite
-	serveReadVia = serveRead
+	cleanVia      = cleanOne
+	cleanPageVia  = cleanPage
+	copyOutVia    = copyOut
+	storeVia      = storePage
+	takeSlotVia   = takeSlot
+	endWriteVia   = endWrite
+	serveReadVia  = serveRead
+	serveWriteVia = serveWrite
+	unlockVia     = unlockPage
 )
 
 // cleanOne writes one dirty page of the pager and makes it clean; in its first

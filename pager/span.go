@@ -77,24 +77,18 @@ func copyOutSpan(d *desc, runs *outRun, n int) bool {
 	for i := 0; i < n; i++ {
 		claimRun(d, runAt(runs, i))
 	}
-	for i := 0; i < n; {
-		if runAt(runs, i).took == 0 {
-			i++
-			continue
-		}
-		last := i // the run that the span ends with
-		for k := i + 1; k < n; k++ {
-			if runAt(runs, k).took > 0 {
-				if a := runAt(runs, last); spanEnds(d, a.first+uint64(a.took), runAt(runs, k).first) {
-					break
-				}
-				last = k
-			}
-		}
-		protectSpan(d, runs, i, last)
-		i = last + 1
-	}
+	protectSpans(d, runs, n)
 	bare.Store64(&d.span, none&^(spanOne-1)+spanOne)
+	copyRuns(d, runs, n)
+	return true
+}
+
+// copyRuns copies out the claimed pages, which are protected, and takes them to Writing.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func copyRuns(d *desc, runs *outRun, n int) {
 	for i := 0; i < n; i++ {
 		r := runAt(runs, i)
 		for k := 0; k < r.took; k++ {
@@ -110,7 +104,6 @@ func copyOutSpan(d *desc, runs *outRun, n int) bool {
 			setState(pw, stCopying, stWriting, 0, 0)
 		}
 	}
-	return true
 }
 
 // copyOutSpan is copyOutSpan for goroutines.
@@ -152,6 +145,33 @@ func claimRun(d *desc, r *outRun) {
 	}
 }
 
+// protectSpans write-protects the claimed pages of n runs, in as few spans as may be.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func protectSpans(d *desc, runs *outRun, n int) {
+	for i := 0; i < n; {
+		if runAt(runs, i).took == 0 {
+			i++
+			continue
+		}
+		last := i // the run that the span ends with
+		for k := i + 1; k < n; k++ {
+			if runAt(runs, k).took > 0 {
+				if a := runAt(runs, last); spanEnds(d, a.first+uint64(a.took), runAt(runs, k).first) {
+					break
+				}
+				last = k
+			}
+		}
+		if !protectSpan(d, runs, i, last) {
+			reopenRuns(d, runs, i, last)
+		}
+		i = last + 1
+	}
+}
+
 // spanEnds: one of the pages [from, to) is writable or about to be.
 //
 //go:nosplit
@@ -172,18 +192,23 @@ func spanEnds(d *desc, from, to uint64) bool {
 	return false
 }
 
-// protectSpan write-protects what lies from run i to run last. If it fails the
-// runs go back to Dirty.
+// protectSpan write-protects what lies from run i to run last, if it can.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func protectSpan(d *desc, runs *outRun, i, last int) {
+func protectSpan(d *desc, runs *outRun, i, last int) bool {
 	first := runAt(runs, i).first
 	end := runAt(runs, last).first + uint64(runAt(runs, last).took)
-	if protectVia(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {
-		return
-	}
+	return protectVia(d.addr(first), uintptr(end-first)<<d.shift, true) == 0
+}
+
+// reopenRuns takes runs that could not be protected back to Dirty.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func reopenRuns(d *desc, runs *outRun, i, last int) {
 	for k := i; k <= last; k++ {
 		r := runAt(runs, k)
 		if r.took > 0 {

@@ -24,13 +24,13 @@ var table = []mutation{
 	{
 		name:  "skip-write-protect",
 		what:  "pages are installed writable: a store to a clean page is not seen",
-		edits: []edit{{"pager/born.go", "mapPages(d.addr(first), src, size, true)", "mapPages(d.addr(first), src, size, false)"}},
+		edits: []edit{{"pager/born.go", "mapFrames(dst+at, unsafe.Add(src, at), size-at, true)", "mapFrames(dst+at, unsafe.Add(src, at), size-at, false)"}},
 		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2", quick: true,
 	},
 	{
 		name:  "copy-unprotected",
 		what:  "a dirty page is copied out without being protected first",
-		edits: []edit{{"pager/writeback.go", "if !pinned && protectVia(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}, {"pager/span.go", "if protectVia(d.addr(first), uintptr(end-first)<<d.shift, true) == 0 {", "if _, _ = first, end; true {"}},
+		edits: []edit{{"pager/writeback.go", "if !pinned && protectVia(d.addr(first), uintptr(k)<<d.shift, true) != 0 {", "if false {"}, {"pager/span.go", "return protectVia(d.addr(first), uintptr(end-first)<<d.shift, true) == 0", "_, _ = first, end\n\treturn true"}},
 		pkg:   "tests/model", test: "TestNoUpdateIsLost/procs=2",
 	},
 	{
@@ -78,7 +78,7 @@ var table = []mutation{
 	{
 		name:  "born-taken-back",
 		what:  "pages that are mapped as Dirty, and may have been stored to, go again if the kernel refuses the next",
-		edits: []edit{{"pager/born.go", "at, errno := mapFrames(d.addr(first), src, size, false)", "at, errno := size, mapPages(d.addr(first), src, size, false)\n\tif errno != 0 {\n\t\tat = 0\n\t}"}},
+		edits: []edit{{"pager/born.go", "at, errno := mapFrames(dst, src, size, false)", "at, errno := size, mapPages(dst, src, size, false)\n\tif errno != 0 {\n\t\tat = 0\n\t}"}},
 		pkg:   "pager", test: "TestBornAmongOthers", quick: true,
 	},
 	{
@@ -102,7 +102,7 @@ var table = []mutation{
 	{
 		name:  "moved-and-denied",
 		what:  "what the kernel says it has not moved is copied from where it was",
-		edits: []edit{{"pager/move.go", "e != 0 && e != uintptr(syscall.EBUSY)", "false && e != uintptr(syscall.EBUSY)"}},
+		edits: []edit{{"pager/move.go", "errno != 0 && errno != uintptr(syscall.EBUSY)", "false && errno != uintptr(syscall.EBUSY)"}},
 		pkg:   "pager", test: "TestMovedAndDenied", quick: true,
 	},
 	{
@@ -174,7 +174,7 @@ var table = []mutation{
 	{
 		name:  "generation-unchecked",
 		what:  "whoever comes back from a read installs it, whoever the page belongs to by then",
-		edits: []edit{{"pager/install.go", "if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\t\t\trs.code", "if pw == nil || w&stateMask != stLoading || gen == 0 {\n\t\t\t\trs.code"}, {"pager/state.go", "if w&stateMask != from || uint32(w>>32) != gen {", "if w&stateMask != from {"}},
+		edits: []edit{{"pager/install.go", "if pw == nil || w&stateMask != stLoading || uint32(w>>32) != gen {\n\t\t\trs.code", "if pw == nil || w&stateMask != stLoading || gen == 0 {\n\t\t\trs.code"}, {"pager/state.go", "if w&stateMask != from || uint32(w>>32) != gen {", "if w&stateMask != from {"}},
 		pkg:   "pager", test: "TestAReadThatWasTakenOverIsDropped", quick: true,
 	},
 	{
