@@ -179,7 +179,8 @@ type Retry struct {
 }
 
 // JournalOptions say where the journal of an Atomic region is and how large it
-// may be. The zero value puts it beside the file.
+// may be. The zero value puts it beside the file. Of a region that is not Atomic they
+// say where Map looks for commits that it must not pass over.
 type JournalOptions struct {
 	// Path of the journal's file, which is made if it does not exist. "": the
 	// path of the region's file (that of the file itself, if it was opened by a
@@ -194,7 +195,7 @@ type JournalOptions struct {
 
 	// Limit is the most bytes that the journal may take. It bounds what can be
 	// uncommitted, and how long recovery takes. 0: a quarter of the region's
-	// size, from 16 MiB to 1 GiB.
+	// size, from 16 MiB to 1 GiB. A journal has room for 16 pages, whatever is given.
 	Limit int64
 
 	// Interval is how long a commit may stay in the journal before it is

@@ -63,7 +63,7 @@ func (r *Region) SyncEventfd(off, n int64, efd int) (*SyncOp, error) {
 	}
 	if r.atomic != nil {
 		if off != 0 || n != r.Len() {
-			return nil, unsupported("an Atomic region is made durable as a whole")
+			return nil, unsupported("an Atomic region is made durable as a whole: SyncEventfd from 0, of Len bytes")
 		}
 		s, err := r.commitOp(efd)
 		if err == nil {

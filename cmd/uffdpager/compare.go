@@ -66,9 +66,19 @@ groups can be had, with the page cache dropped before it. The rows take turns fo
 the bare device did just before and after. With --workload overwrite whole blocks
 are written instead of read, and a miss is a block that reached the device.
 
+Workloads about eviction: random; zipf (0.99, popular blocks scattered); scan,
+front to back; hotset+scan, four of five reads in a set of half the budget and one
+from a scan; overwrite. About reading ahead, with rows of their own (see --list):
+interleaved, a scan by each goroutine; backward; stride3, stride17, each 3rd or
+17th page; replay, a working set in the order of its first touches; tree, look-ups
+from the root of a tree; bulk, small reads beside large ones.
+
 The defaults take some minutes; --rows makes it shorter. For numbers to be relied
 on, say --duration 10s --warmup 10s --rounds 7, and leave the machine alone
 meanwhile.`,
+		Example: `  uffdpager compare --size 1GiB --budget 64MiB              every row, some minutes
+  uffdpager compare FILE --workload zipf --rows 'bytes,mmap-*'
+  uffdpager compare --workload scan --list                  which rows there are`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -92,7 +102,9 @@ meanwhile.`,
 			}
 			if list {
 				for _, r := range chosen {
-					fmt.Fprintf(stdout, "%-22s %s\n", r.Name, r.describe())
+					if _, err := fmt.Fprintf(stdout, "%-22s %s\n", r.Name, r.describe()); err != nil {
+						return err
+					}
 				}
 				return nil
 			}
@@ -137,6 +149,8 @@ func (o *compareOptions) complete(changed func(flag string) bool) error {
 		return errors.New("--workload overwrite writes, which compare does only to a file that it has made")
 	case o.procs < 1 || o.goroutines < 1 || o.rounds < 1:
 		return errors.New("--procs, --goroutines and --rounds must be above 0")
+	case o.goroutines > mostGoroutines:
+		return fmt.Errorf("--goroutines must be at most %d", mostGoroutines)
 	case o.duration < 10*time.Millisecond:
 		return errors.New("--duration is below 10ms")
 	case o.warmup < 0:

@@ -79,6 +79,9 @@ doing it once, on a few pages, not by looking at versions.`,
 			if cmd.Flags().Changed("budget") && budget < pager.MinBudget {
 				return usagef("--budget %s is below the smallest, %d bytes", &budget, pager.MinBudget)
 			}
+			if m, err := gauge.ReadMachine(); err == nil && int64(budget) > m.Memory {
+				return usagef("--budget %s is more than this machine's memory, %s", &budget, humanBytes(m.Memory))
+			}
 			d := examine(int64(budget))
 			var err error
 			if asJSON {

@@ -117,7 +117,15 @@ read, unless --write-ratio is given together with --allow-writes: then blocks of
 it are overwritten with stamps. With FILE, --verify compares with an ordinary
 read of the same bytes, unless FILE was made by run --keep and carries stamps.
 
-An op touches one block of 4 KiB. Ctrl-C ends the run with its report.`,
+An op touches one block of 4 KiB. Ctrl-C ends the run with its report.
+
+Workloads:
+` + workload.Describe(),
+		Example: `  uffdpager run                                   a file of its own, removed afterwards
+  uffdpager run FILE --workload zipf              your file, only ever read
+  uffdpager run FILE --budget 1GiB                does more memory help?
+  uffdpager run --access acquire --goroutines 64  another way in
+  uffdpager run --write-ratio 0.1 --json          writes, proved after Sync; one JSON object`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs [5]error
@@ -192,8 +200,8 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 		return fmt.Errorf("--page-size %s is not a power of two from 4KiB to 2MiB", &o.pageSize)
 	case o.hugePages && o.pageSize != pager.MaxPageSize:
 		return fmt.Errorf("--huge-pages are of 2MiB, not of --page-size %s", &o.pageSize)
-	case changed("goroutines") && o.goroutines < 1:
-		return errors.New("--goroutines must be above 0")
+	case changed("goroutines") && (o.goroutines < 1 || o.goroutines > mostGoroutines):
+		return fmt.Errorf("--goroutines must be above 0 and at most %d", mostGoroutines)
 	case !(o.writeRatio >= 0 && o.writeRatio <= 1): // also NaN
 		return errors.New("--write-ratio must be from 0 to 1")
 	case o.file != "" && o.writeRatio > 0 && !o.allowWrites:
@@ -230,6 +238,10 @@ func (o *runOptions) complete(changed func(flag string) bool) error {
 	}
 	return nil
 }
+
+// mostGoroutines still fit in the memory of an ordinary machine: each has a stack of a
+// few KiB, and there is no other way to be told that they do not than to be killed.
+const mostGoroutines = 1_000_000
 
 // mixedWrites is the share of writes in the mixed workload.
 const mixedWrites = 0.1

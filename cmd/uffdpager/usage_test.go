@@ -5,6 +5,8 @@ import (
 	"context"
 	"strings"
 	"testing"
+
+	"github.com/uffdpager/uffdpager/cmd/uffdpager/internal/workload"
 )
 
 // command runs a command line within the test.
@@ -37,6 +39,8 @@ func TestWrongUsage(t *testing.T) {
 		"run --page-size 4MiB":                 "power of two",
 		"run --goroutines 0":                   "--goroutines",
 		"run --goroutines -3":                  "--goroutines",
+		"run --goroutines 1000000000":          "at most 1000000",
+		"compare --goroutines 1000000000":      "at most 1000000",
 		"run --workload sequential":            "unknown workload",
 		"run --write-ratio 1.1":                "--write-ratio",
 		"run --write-ratio -0.1":               "--write-ratio",
@@ -80,6 +84,24 @@ func TestHelpGoesToStandardOutput(t *testing.T) {
 	for _, line := range []string{"--help", "run --help", "doctor --help", "help run"} {
 		if status, stdout, stderr := command(strings.Fields(line)...); status != exitDone || stdout == "" || stderr != "" {
 			t.Errorf("uffdpager %s: status %d, %d bytes of stdout, stderr %q", line, status, len(stdout), stderr)
+		}
+	}
+}
+
+// Every workload is explained where it is offered.
+func TestHelpTeachesTheWorkloads(t *testing.T) {
+	_, run, _ := command("run", "--help")
+	for _, name := range strings.Split(workload.Names(), ", ") {
+		if !strings.Contains(run, "\n  "+name+" ") {
+			t.Errorf("run --help does not say what the workload %s is", name)
+		}
+	}
+	_, compare, _ := command("compare", "--help")
+	text, _, _ := strings.Cut(compare, "Usage:")
+	_, text, _ = strings.Cut(text, "Workloads")
+	for _, name := range compareWorkloads {
+		if !strings.Contains(text, name) {
+			t.Errorf("compare --help does not say what the workload %s is", name)
 		}
 	}
 }

@@ -154,7 +154,7 @@ func checkKind(name string, mode uint32) error {
 	case unix.S_IFDIR:
 		return fmt.Errorf("store: %s: %w", name, unix.EISDIR)
 	}
-	return fmt.Errorf("store: %s is neither a regular file nor a block device: %w", name, ErrNotSupported)
+	return notSupported("store: " + name + " is neither a regular file nor a block device")
 }
 
 // setUp finds out what was opened. The lock comes before the first look at the

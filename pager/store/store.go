@@ -89,13 +89,18 @@ var ErrBusy = errors.New("busy")
 
 // ErrEmpty is returned for a file or device of length zero: there is nothing
 // to map.
-var ErrEmpty = errors.New("store: empty")
+var ErrEmpty = errors.New("empty: there is nothing to map")
 
 // ErrNotSupported (Is errors.ErrUnsupported) is returned for what this kind of
 // store cannot do.
-var ErrNotSupported error = notSupported{}
+var ErrNotSupported error = notSupported("store: not supported by this kind of store")
 
-type notSupported struct{}
+// notSupported is an error in these words that Is ErrNotSupported.
+type notSupported string
 
-func (notSupported) Error() string        { return "store: not supported by this kind of store" }
-func (notSupported) Is(target error) bool { return target == errors.ErrUnsupported }
+func (e notSupported) Error() string { return string(e) }
+
+func (notSupported) Is(target error) bool {
+	_, same := target.(notSupported)
+	return same || target == errors.ErrUnsupported
+}

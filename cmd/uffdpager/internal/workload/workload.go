@@ -13,23 +13,40 @@ import (
 type Kind uint8
 
 const (
-	Random      Kind = iota // uniform over all blocks
-	Zipf                    // Zipf 0.99, the popular blocks scattered over the file
-	Scan                    // the file from front to back, again and again, 1 MiB at a time by whichever goroutine is free
-	Chase                   // the bytes just read decide what is read next
-	Mixed                   // four fifths Zipf, one fifth short scans of 64 blocks
-	Interleaved             // every goroutine scans a share of its own
-	Stride                  // every goroutine takes each 17th page, then starts one page further
+	Random Kind = iota
+	Zipf
+	Scan
+	Chase
+	Mixed
+	Interleaved
+	Stride
 )
 
-var names = [...]string{"random", "zipf", "scan", "chase", "mixed", "interleaved", "stride"}
+var table = [...]struct{ name, what string }{
+	Random:      {"random", "uniform over all blocks"},
+	Zipf:        {"zipf", "Zipf 0.99, the popular blocks scattered over the file"},
+	Scan:        {"scan", "front to back, again and again, 1 MiB at a time by whoever is free"},
+	Chase:       {"chase", "the bytes just read decide what is read next"},
+	Mixed:       {"mixed", "four fifths zipf, one fifth short scans of 64 blocks"},
+	Interleaved: {"interleaved", "every goroutine scans a share of its own"},
+	Stride:      {"stride", "every goroutine takes each 17th page, then starts one page further"},
+}
 
-func (k Kind) String() string { return names[k] }
+func (k Kind) String() string { return table[k].name }
+
+// Describe is a line for each workload.
+func Describe() string {
+	var b strings.Builder
+	for _, k := range table {
+		fmt.Fprintf(&b, "  %-12s %s\n", k.name, k.what)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
 
 // Parse is the inverse of String.
 func Parse(s string) (Kind, error) {
-	for i, n := range names {
-		if n == s {
+	for i, k := range table {
+		if k.name == s {
 			return Kind(i), nil
 		}
 	}
@@ -37,7 +54,13 @@ func Parse(s string) (Kind, error) {
 }
 
 // Names lists the workloads.
-func Names() string { return strings.Join(names[:], ", ") }
+func Names() string {
+	all := make([]string, len(table))
+	for i, k := range table {
+		all[i] = k.name
+	}
+	return strings.Join(all, ", ")
+}
 
 // Goroutines is how many goroutines show the pattern best.
 func (k Kind) Goroutines() int {
@@ -93,7 +116,7 @@ type Stream struct {
 	w   *Workload
 	rng *rand.PCG
 
-	next  int64 // sequential kinds: the block that comes next
+	next  int64 // sequential table: the block that comes next
 	left  int64 // … and how many until something else comes
 	from  int64 // Interleaved, Stride: where the goroutine's share begins
 	share int64 // … and its length
