@@ -20,7 +20,7 @@ const (
 	maxPage = 2 << 20
 )
 
-var headerMagic = [8]byte{'u', 'f', 'f', 'd', 'p', 'j', 'r', 'n'}
+var headerMagic = [8]byte([]byte("uffdpjrn"))
 
 // header is what the log begins with. Magic, version, generation and checksum
 // keep their places in every version of the format, so that a version that is

@@ -51,7 +51,7 @@ const (
 	rEntry = 16
 )
 
-var recordMagic = [8]byte{'u', 'f', 'f', 'd', 'p', 'r', 'e', 'c'}
+var recordMagic = [8]byte([]byte("uffdprec"))
 
 const (
 	maxSlot   = 1<<32 - 2 // so that slot+1 fits 32 bits

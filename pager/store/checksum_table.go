@@ -22,7 +22,7 @@ const (
 	sumHeaderBytes = 32
 )
 
-var sumMagic = [8]byte{'u', 'f', 'f', 'd', 's', 'u', 'm', 's'}
+var sumMagic = [8]byte([]byte("uffdsums"))
 
 // ErrNoSums: the sums store holds none, or is not one of sums.
 var ErrNoSums = errors.New("store: no checksums there")
