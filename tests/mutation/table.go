@@ -763,7 +763,7 @@ var table = []mutation{
 	{
 		name:  "late-touch-in-time",
 		what:  "a page that came while its fault was being looked after counts as touched in time: of scans of raw memory ever less is read ahead",
-		edits: []edit{{"pager/acquire.go", "r.touch(pw, w, page, op.isPark)", "r.touch(pw, w, page, false)"}},
+		edits: []edit{{"pager/start.go", "r.touch(pw, w, page, op.isPark)", "r.touch(pw, w, page, false)"}},
 		pkg:   "pager", test: "TestTouchOfWhatHasComeMeanwhileIsLate", quick: true,
 	},
 	{
@@ -823,7 +823,7 @@ var table = []mutation{
 	{
 		name:  "unmapped-beside-others",
 		what:  "pages stay without a mapping where others than ReadAt come to them",
-		edits: []edit{{"pager/acquire.go", "\t\t\t\tr.copies.Store(0)\n\t\t\t}\n\t\t\tif d.past(page) {", "\t\t\t}\n\t\t\tif d.past(page) {"}},
+		edits: []edit{{"pager/start.go", "\top.noteWay()\n\tif d.past(page) {", "\tif d.past(page) {"}},
 		pkg:   "pager", test: "TestPagesAreMappedWhereOthersCome", quick: true,
 	},
 	{
