@@ -61,6 +61,86 @@ func BenchmarkFlatGoroutines(b *testing.B) {
 	}
 }
 
+// BenchmarkFlatFloor is what Go takes for so many goroutines with no pager: each
+// waits on a channel of its own until another one has copied its page from the
+// same store to one of as many frames, in the order in which they asked. What a
+// miss costs more with 100,000 goroutines here it costs more in any pager that
+// parks them.
+func BenchmarkFlatFloor(b *testing.B) {
+	const atOnce = 32
+	kept := benchStore(benchMisses)
+	type request struct {
+		off   int64
+		frame []byte
+		done  chan struct{}
+	}
+	for _, crowd := range []int{64, 1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprintf("goroutines=%d", crowd), func(b *testing.B) {
+			requests := make(chan *request, crowd)
+			frames := make([]byte, benchBudget)
+			var server sync.WaitGroup
+			server.Go(func() {
+				batch := make([]*request, 0, atOnce)
+				for at, more := 0, true; more; {
+					batch = batch[:0]
+					r, ok := <-requests
+					for more = ok; ok; {
+						r.frame = frames[at : at+benchPage]
+						at = (at + benchPage) % benchBudget
+						op := aio.Op{Buf: r.frame, Off: r.off, Done: func(*aio.Op) {}}
+						kept.Start(nil, []*aio.Op{&op})
+						if batch = append(batch, r); len(batch) == atOnce {
+							break
+						}
+						select {
+						case r, ok = <-requests:
+						default:
+							ok = false
+						}
+					}
+					for _, r := range batch {
+						r.done <- struct{}{}
+					}
+				}
+			})
+			var left atomic.Int64
+			var here, done sync.WaitGroup
+			begin := make(chan struct{})
+			for i := range crowd {
+				here.Add(1)
+				done.Go(func() {
+					at := newOffsets(uint64(i)+1, benchMisses)
+					var buf [64]byte
+					r := request{done: make(chan struct{}, 1)}
+					miss := func() uint64 {
+						r.off = at.next() &^ (benchPage - 1)
+						requests <- &r
+						<-r.done
+						copy(buf[:], r.frame)
+						return uint64(buf[0])
+					}
+					sum := miss()
+					here.Done()
+					<-begin
+					for left.Add(-1) >= 0 {
+						sum += miss()
+					}
+					benchSink.Add(sum)
+				})
+			}
+			here.Wait()
+			left.Store(int64(b.N))
+			b.ReportAllocs()
+			price := benchPrice(b, nil)
+			close(begin)
+			done.Wait()
+			price()
+			close(requests)
+			server.Wait()
+		})
+	}
+}
+
 func touchPage(b *testing.B, way string, r *pager.Region, off int64, buf []byte) uint64 {
 	switch way {
 	case "Bytes":
