@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"math"
 	"math/bits"
 	"sync/atomic"
 	"time"
@@ -94,7 +95,8 @@ func (r *Region) background(now time.Time) {
 		return
 	}
 	overdue := age > 0 && now.Sub(b.begun) > age
-	n := min(int64(len(b.sweep)), r.p.backgroundRoom(overdue)/r.fpp, r.refill(now)>>r.shift)
+	writes, frames := r.p.backgroundRoom(overdue)
+	n := min(r.within(b.sweep, writes), frames/r.fpp, r.refill(now)>>r.shift)
 	if n <= 0 {
 		return
 	}
@@ -116,13 +118,32 @@ func (r *Region) shareLimit() int64 {
 	return int64(share * float64(r.p.budget.Load()))
 }
 
-// backgroundRoom is how many frames may be written in the background now.
-func (p *Pager) backgroundRoom(overdue bool) int64 {
+// backgroundRoom is how many writes may be started in the background now, and of how
+// many frames.
+func (p *Pager) backgroundRoom(overdue bool) (writes, frames int64) {
 	if p.queue.n.Load() != 0 && !overdue {
-		return 0
+		return 0, 0
 	}
-	room := int64(max(1, p.opt.QueueDepth/backgroundShare)) - p.flush.ios.Load()
-	return min(room*copyMax, p.writeRoom())
+	writes = int64(max(1, p.opt.QueueDepth/backgroundShare)) - p.flush.ios.Load()
+	return writes, min(writes*copyMax, p.writeRoom())
+}
+
+// within is how many pages of list, from the first on, so many writes are enough for.
+func (r *Region) within(list []dirtyPage, writes int64) (n int64) {
+	last := uint64(math.MaxUint64 - 1) // the page that was counted last
+	for _, pg := range list {
+		if r.dirtyRun(pg.page, 1) == 1 {
+			if pg.page != last+1 {
+				writes--
+			}
+			last = pg.page
+		}
+		if writes < 0 {
+			break
+		}
+		n++
+	}
+	return n
 }
 
 // refill adds what Rate allows since the last time and returns the tokens. They

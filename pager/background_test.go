@@ -186,7 +186,7 @@ func TestReadsComeFirst(t *testing.T) {
 	p, r, s := mapMemory(t, 1000, Options{Budget: 256 * FrameSize, QueueDepth: 2}, store.FaultyOptions{},
 		RegionOptions{Writeback: Writeback{Age: -1}})
 	touchPages(t, r, 900, 901)
-	if p.backgroundRoom(false) == 0 {
+	if _, n := p.backgroundRoom(false); n == 0 {
 		t.Fatal("nothing may be written although nothing is read")
 	}
 	s.Hold(store.OnRead)
@@ -199,15 +199,15 @@ func TestReadsComeFirst(t *testing.T) {
 		})
 	}
 	eventually(t, "reads in the queue", func() bool { return p.queue.n.Load() == 3 })
-	if n := p.backgroundRoom(false); n != 0 {
+	if _, n := p.backgroundRoom(false); n != 0 {
 		t.Errorf("%d frames may be written while reads wait", n)
 	}
-	if p.backgroundRoom(true) == 0 {
+	if _, n := p.backgroundRoom(true); n == 0 {
 		t.Error("what is overdue may not be written")
 	}
 	s.Release()
 	wg.Wait()
-	if p.backgroundRoom(false) == 0 {
+	if _, n := p.backgroundRoom(false); n == 0 {
 		t.Error("nothing may be written although no read waits any more")
 	}
 }
