@@ -19,7 +19,7 @@ func TestReadsAheadGoBesideWritesInTheBackground(t *testing.T) {
 		reads  = depth / aheadShare
 	)
 	p, r, s := mapMemory(t, 1<<14, Options{Budget: 2048 * FrameSize, QueueDepth: depth}, store.FaultyOptions{},
-		RegionOptions{Writeback: Writeback{DirtyShare: 0.05}})
+		RegionOptions{Writeback: Writeback{DirtyShare: 0.05, Age: -1}})
 	s.Hold(0)
 	for i := range int64(400) {
 		got := make(chan error, 1)

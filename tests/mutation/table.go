@@ -815,6 +815,36 @@ var table = []mutation{
 		pkg:   "pager", test: "TestNothingIsClaimedWhereFramesAreFew",
 	},
 	{
+		name:  "sequential-keeps",
+		what:  "after Advise(Sequential) what a scan has passed stays, and what was there before it leaves",
+		edits: []edit{{"pager/advise.go", "prefetch.ReadaheadOptions{MinWindow: 512 << 10}", "prefetch.ReadaheadOptions{MinWindow: 512 << 10, KeepBehind: true}"}},
+		pkg:   "pager", test: "TestSequentialDropsBehind", quick: true,
+	},
+	{
+		name:  "policy-sees-the-region",
+		what:  "a policy is shown a page in the region's memory, where it may change and leave",
+		edits: []edit{{"pager/ahead.go", "Data: l.op.Buf[off : off+1<<r.shift]", "Data: unsafe.Slice((*byte)(bare.Ptr(r.d.addr(l.first+uint64(i)))), len(l.op.Buf[off:off+1<<r.shift]))"}, {"pager/ahead.go", "\t\"time\"\n", "\t\"time\"\n\t\"unsafe\"\n"}},
+		pkg:   "pager", test: "TestPolicyIsNotShownTheRegionsMemory", quick: true,
+	},
+	{
+		name:  "background-writes-by-frames",
+		what:  "writes in the background are not counted, so that pages far apart make many more than their share",
+		edits: []edit{{"pager/background.go", "r.within(b.sweep, writes), frames", "r.within(b.sweep, writes+1<<40), frames"}},
+		pkg:   "pager", test: "TestReadsAheadGoBesideWritesInTheBackground", quick: true,
+	},
+	{
+		name:  "background-before-ahead",
+		what:  "a read ahead that waits for its turn does not hold back writes in the background",
+		edits: []edit{{"pager/background.go", "p.queue.n.Load() != 0 && !overdue", "p.queue.demand.Load() != 0 && !overdue"}},
+		pkg:   "pager", test: "TestReadsAheadComeBeforeWritesInTheBackground",
+	},
+	{
+		name:  "ahead-takes-all-slots",
+		what:  "reads ahead take the whole queue depth, so that what somebody waits for has to wait for them",
+		edits: []edit{{"pager/jobs.go", "p.opt.QueueDepth/aheadShare)) }", "p.opt.QueueDepth)) }"}},
+		pkg:   "pager", test: "TestPrefetchLeavesSlotsFree",
+	},
+	{
 		name:  "slow-read-is-a-stall",
 		what:  "a request that waits for pins of reads which a slow device has is told that nobody unpins anything",
 		edits: []edit{{"pager/line.go", "if stalled && p.inflight.Load() > 0 && reads == l.reads {", "if false {"}},
@@ -886,6 +916,12 @@ var table = []mutation{
 		name:  "damaged-trace",
 		what:  "a block of a trace whose checksum is wrong is believed",
 		edits: []edit{{"prefetch/trace.go", "if sum != binary.LittleEndian.Uint32(b[length:]) {", "if sum != sum {"}},
+		pkg:   "prefetch", test: "TestTraceCutAndDamaged", quick: true,
+	},
+	{
+		name:  "cut-trace",
+		what:  "a trace that has been cut is replayed without a word",
+		edits: []edit{{"prefetch/trace.go", "return t, fmt.Errorf(\"%w: it ends after", "return t, nil\n\t\t\treturn t, fmt.Errorf(\"%w: it ends after"}},
 		pkg:   "prefetch", test: "TestTraceCutAndDamaged", quick: true,
 	},
 }
