@@ -395,6 +395,45 @@ func TestRunRecordAndReplay(t *testing.T) {
 	}
 }
 
+// Each kind of work with each policy: every byte is right, the report says what was read
+// ahead and what became of it, and what a trace or a policy knows is not missed.
+func TestRunEveryWorkloadWithEveryPolicy(t *testing.T) {
+	const ops = 1500
+	trace := filepath.Join(t.TempDir(), "trace")
+	for _, work := range []string{"chase", "zipf", "interleaved", "scan", "stride"} {
+		misses := map[string]int64{}
+		for _, prefetch := range []string{"none", "readahead", "stride", "record=" + trace, "replay=" + trace} {
+			policy, _, _ := strings.Cut(prefetch, "=")
+			name := work + " with " + policy
+			r := mustRun(t, "--size", "4MiB", "--budget", "1MiB", "--ops", itoa(ops), "--goroutines", "1", "--workload", work, "--prefetch", prefetch)
+			misses[policy] = r.Misses
+			p := r.Prefetch
+			switch {
+			case r.Ops != ops || r.Verified != ops*stamp.Block:
+				t.Errorf("%s: %d ops, %d bytes verified", name, r.Ops, r.Verified)
+			case r.Workload != work || p.Policy != policy:
+				t.Errorf("%s: the report is of %s with %s", name, r.Workload, p.Policy)
+			case r.Misses == 0 || r.ReadBytes < r.Misses*stamp.Block:
+				t.Errorf("%s: %d bytes read for %d misses", name, r.ReadBytes, r.Misses)
+			case p.Used+p.Unused > p.Issued || p.Late > p.Used:
+				t.Errorf("%s: %+v", name, p)
+			case (policy == "none" || policy == "record") && p.Issued != 0:
+				t.Errorf("%s: %d pages read ahead", name, p.Issued)
+			case (p.Recorded > 0) != (policy == "record") || p.Recorded > r.Misses:
+				t.Errorf("%s: a trace of %d pages of %d misses", name, p.Recorded, r.Misses)
+			case policy == "replay" && (p.Issued == 0 || r.Misses > misses["record"]*3/4):
+				t.Errorf("%s: %d pages read ahead, %d misses of %d", name, p.Issued, r.Misses, misses["record"])
+			}
+		}
+		known := map[string][]string{"scan": {"readahead", "stride"}, "interleaved": {"readahead", "stride"}, "stride": {"stride"}}
+		for _, policy := range known[work] {
+			if misses[policy] >= misses["none"] {
+				t.Errorf("%s with %s: %d misses, as many as without (%d)", work, policy, misses[policy], misses["none"])
+			}
+		}
+	}
+}
+
 // A trace that is not whole, or of another file, is replayed and the report says so; one
 // that is damaged is refused.
 func TestRunReplaysWithANote(t *testing.T) {
