@@ -80,8 +80,10 @@ type Run struct {
 }
 
 // Plan collects the answer. The pager drops what is resident, under way,
-// outside the region or over the room it has; it never evicts a hotter page
-// for it and never delays a demand read by more than one device service time.
+// outside the region or over the room it has, and never delays a demand read by
+// more than one device service time. What is read ahead and not used displaces
+// pages that have been used once, and no more of them than an eighth of the
+// budget besides what is under way, if eviction is the default.
 //
 // The pager reuses one Plan for all calls (see Reset), so that planning does
 // not allocate; a policy must not keep it or its slices.
