@@ -94,35 +94,11 @@ func (r *Region) eachIn(pr pageRange, fn func(page uint64, w word)) {
 // dropClean evicts the clean unpinned pages of pr.
 func (r *Region) dropClean(pr pageRange) {
 	p := r.p
-	batch := make([]zapEntry, 0, maxEvictBatch)
-	flush := func() {
-		if len(batch) == 0 {
-			return
-		}
-		p.lockEvict()
-		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
-		left := 0
-		for i := range batch {
-			if batch[i].ok {
-				left++
-				r.domain.policy.Remove(pageKey(batch[i].d, batch[i].page))
-			}
-		}
-		p.evictMu.Unlock()
-		p.stats.evictions.Add(int64(left))
-		p.unreserve(frames)
-		batch = batch[:0]
-	}
+	out := r.evictor(func(uint64) { p.stats.evictions.Add(1) })
 	if frames := r.dropUnmapped(pr); frames > 0 {
 		p.stats.evictions.Add(frames / r.fpp)
 		p.unreserve(frames)
 	}
-	r.eachIn(pr, func(page uint64, w word) {
-		if w&stateMask == stResident && w&pinMask == 0 {
-			if batch = append(batch, zapEntry{d: r.d, page: page, seen: w}); len(batch) == maxEvictBatch {
-				flush()
-			}
-		}
-	})
-	flush()
+	r.eachIn(pr, out.add)
+	out.flush()
 }

@@ -74,12 +74,7 @@ func (p *Pager) tellSome(n int) {
 
 // tellEvict tells the eviction policy, sooner or later, that a page is resident.
 func (p *Pager) tellEvict(r *Region, page uint64, why evict.Reason) {
-	a := &p.arrivals
-	a.mu.Lock()
-	a.list = append(a.list, arrival{r.domain, pageKey(r.d, page), why})
-	n := len(a.list)
-	a.mu.Unlock()
-	p.tellSome(n)
+	p.noteInstalled(r, page, []installResult{{code: installDone}}, why)
 }
 
 // noteInstalled is tellEvict for those of the pages from first on that were installed.

@@ -333,6 +333,51 @@ func (p *Pager) gone(pages int, frames int64) int64 {
 	return frames
 }
 
+// evictor makes pages of a region leave that somebody wants out, and the policy is not
+// asked of, a batch at a time.
+type evictor struct {
+	r     *Region
+	batch []zapEntry
+	left  func(page uint64) // told of each page that has left
+}
+
+func (r *Region) evictor(left func(page uint64)) *evictor {
+	return &evictor{r, make([]zapEntry, 0, maxEvictBatch), left}
+}
+
+// add adds a page, if it is Resident and unpinned by its word.
+func (e *evictor) add(page uint64, w word) {
+	if w&stateMask != stResident || w&pinMask != 0 {
+		return
+	}
+	if e.batch = append(e.batch, zapEntry{d: e.r.d, page: page, seen: w}); len(e.batch) == maxEvictBatch {
+		e.flush()
+	}
+}
+
+// flush evicts what has been added and not changed since.
+func (e *evictor) flush() {
+	if len(e.batch) == 0 {
+		return
+	}
+	p := e.r.p
+	p.lockEvict()
+	frames, _ := zapBatch(&e.batch[0], len(e.batch), &p.ev.ranges[0], nil)
+	for _, z := range e.batch {
+		if z.ok {
+			e.r.domain.policy.Remove(pageKey(z.d, z.page))
+		}
+	}
+	p.evictMu.Unlock()
+	p.unreserve(frames)
+	for _, z := range e.batch {
+		if z.ok {
+			e.left(z.page)
+		}
+	}
+	e.batch = e.batch[:0]
+}
+
 // zapBatch takes the batch from Resident to Missing: mark, unmap all with one
 // system call (or move the memory to spares), release. Entries whose word has changed since they were judged
 // stay. It returns the frames that became free, which are the caller's, and says

@@ -114,39 +114,8 @@ var parkerOnce sync.Once
 // memory; whatever keeps every I/O engine from working; with coro.Require,
 // that goroutines cannot be parked in place here.
 func New(o Options) (*Pager, error) {
-	if s := os.Getenv("UFFDPAGER_PARK"); s != "" {
-		m, err := coro.ParseMode(s)
-		if err != nil {
-			return nil, fmt.Errorf("UFFDPAGER_PARK: %w", err)
-		}
-		o.Park = m
-	}
-	if o.Park > coro.Require {
-		return nil, fmt.Errorf("pager: unknown park mode %d", o.Park)
-	}
-	if o.Budget == 0 {
-		o.Budget = defaultBudget()
-	}
-	if err := checkBudget(o.Budget); err != nil {
+	if err := o.complete(); err != nil {
 		return nil, err
-	}
-	if o.QueueDepth < 0 || o.QueueDepth > aio.MaxDepth {
-		return nil, fmt.Errorf("pager: QueueDepth %d is not from 0 to %d", o.QueueDepth, aio.MaxDepth)
-	}
-	if o.EvictBatch < 0 || o.EvictBatch > maxEvictBatch {
-		return nil, fmt.Errorf("pager: EvictBatch %d is not from 0 to %d", o.EvictBatch, maxEvictBatch)
-	}
-	if o.StallLimit < 0 {
-		return nil, fmt.Errorf("pager: StallLimit %v is negative", o.StallLimit)
-	}
-	if o.QueueDepth == 0 {
-		o.QueueDepth = 256
-	}
-	if o.StallLimit == 0 {
-		o.StallLimit = time.Second
-	}
-	if o.WedgeLimit == 0 {
-		o.WedgeLimit = 10 * time.Second
 	}
 	if err := sp.setup(); err != nil {
 		return nil, err
@@ -203,6 +172,45 @@ func New(o Options) (*Pager, error) {
 		parkerOnce.Do(func() { go parker() })
 	}
 	return p, nil
+}
+
+// complete checks the options and fills in what the zero values stand for.
+func (o *Options) complete() error {
+	if s := os.Getenv("UFFDPAGER_PARK"); s != "" {
+		m, err := coro.ParseMode(s)
+		if err != nil {
+			return fmt.Errorf("UFFDPAGER_PARK: %w", err)
+		}
+		o.Park = m
+	}
+	if o.Park > coro.Require {
+		return fmt.Errorf("pager: unknown park mode %d", o.Park)
+	}
+	if o.Budget == 0 {
+		o.Budget = defaultBudget()
+	}
+	if err := checkBudget(o.Budget); err != nil {
+		return err
+	}
+	if o.QueueDepth < 0 || o.QueueDepth > aio.MaxDepth {
+		return fmt.Errorf("pager: QueueDepth %d is not from 0 to %d", o.QueueDepth, aio.MaxDepth)
+	}
+	if o.EvictBatch < 0 || o.EvictBatch > maxEvictBatch {
+		return fmt.Errorf("pager: EvictBatch %d is not from 0 to %d", o.EvictBatch, maxEvictBatch)
+	}
+	if o.StallLimit < 0 {
+		return fmt.Errorf("pager: StallLimit %v is negative", o.StallLimit)
+	}
+	if o.QueueDepth == 0 {
+		o.QueueDepth = 256
+	}
+	if o.StallLimit == 0 {
+		o.StallLimit = time.Second
+	}
+	if o.WedgeLimit == 0 {
+		o.WedgeLimit = 10 * time.Second
+	}
+	return nil
 }
 
 func firstReason(why string, err error) string {

@@ -272,20 +272,7 @@ func (r *Region) eachPage(fn func(page uint64, w word)) {
 // those that Close could not write, and says so, or that are Private.
 func (r *Region) evictAll() {
 	p := r.p
-	batch := make([]zapEntry, 0, maxEvictBatch)
-	flush := func() {
-		if len(batch) == 0 {
-			return
-		}
-		p.lockEvict()
-		for _, e := range batch {
-			r.domain.policy.Remove(pageKey(e.d, e.page))
-		}
-		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
-		p.evictMu.Unlock()
-		p.unreserve(frames)
-		batch = batch[:0]
-	}
+	out := r.evictor(func(uint64) {})
 	for first := true; load64(&r.d.resident) > 0; first = false {
 		if !first {
 			time.Sleep(100 * time.Microsecond)
@@ -296,15 +283,12 @@ func (r *Region) evictAll() {
 		r.eachPage(func(page uint64, w word) {
 			r.forceClean(page)
 			_, w = r.d.look(page)
-			if w&stateMask == stResident && w&pinMask == 0 {
-				if batch = append(batch, zapEntry{d: r.d, page: page, seen: w}); len(batch) == maxEvictBatch {
-					flush()
-				}
-			} else if w&stateMask == stFailed {
+			if w&stateMask == stFailed {
 				p.settleFailed(r, page)
 			}
+			out.add(page, w)
 		})
-		flush()
+		out.flush()
 	}
 }
 

@@ -167,27 +167,7 @@ func pause(turn int) {
 // out.
 func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 	p := r.p
-	batch := make([]zapEntry, 0, maxEvictBatch)
-	flush := func() {
-		if len(batch) == 0 {
-			return
-		}
-		p.lockEvict()
-		frames, _ := zapBatch(&batch[0], len(batch), &p.ev.ranges[0], nil)
-		for i := range batch {
-			if batch[i].ok {
-				r.domain.policy.Remove(pageKey(batch[i].d, batch[i].page))
-			}
-		}
-		p.evictMu.Unlock()
-		p.unreserve(frames)
-		for i := range batch {
-			if batch[i].ok {
-				r.pageWritten(batch[i].page) // whoever waits for its write waits in vain
-			}
-		}
-		batch = batch[:0]
-	}
+	out := r.evictor(r.pageWritten) // whoever waits for its write waits in vain
 	for turn := 0; ; turn++ {
 		p.giveUpMarkers(r, math.MaxInt64)
 		p.unreserve(r.dropUnmapped(pr))
@@ -206,13 +186,9 @@ func (r *Region) dropPages(ctx context.Context, pr pageRange) error {
 			if w&stateMask == stFailed {
 				p.settleFailed(r, page)
 			}
-			if w&stateMask == stResident && w&pinMask == 0 {
-				if batch = append(batch, zapEntry{d: r.d, page: page, seen: w}); len(batch) == maxEvictBatch {
-					flush()
-				}
-			}
+			out.add(page, w)
 		})
-		flush()
+		out.flush()
 		if left == 0 {
 			return nil
 		}

@@ -739,7 +739,7 @@ var table = []mutation{
 	{
 		name:  "close-ignores-pins",
 		what:  "Close takes away memory that is pinned",
-		edits: []edit{{"pager/region.go", "\t\tp.dropHolds(0)\n\t\treturn !r.pinned()\n", "\t\tp.dropHolds(0)\n\t\treturn true\n"}, {"pager/region.go", "_, w = r.d.look(page)\n\t\t\tif w&stateMask == stResident && w&pinMask == 0 {", "_, w = r.d.look(page)\n\t\t\tif w&stateMask == stResident {"}},
+		edits: []edit{{"pager/region.go", "\t\tp.dropHolds(0)\n\t\treturn !r.pinned()\n", "\t\tp.dropHolds(0)\n\t\treturn true\n"}, {"pager/leave.go", "if w&stateMask != stResident || w&pinMask != 0 {", "if w&stateMask != stResident {"}},
 		pkg:   "tests/liveness", test: "TestCloseWaitsForPins", quick: true,
 	},
 	{
