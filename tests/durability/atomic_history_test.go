@@ -49,6 +49,8 @@ type history struct {
 	model []byte
 	tried []attempt
 	steps map[string]int
+
+	unseen bool // a commit has an image that was not recorded
 }
 
 const (
@@ -296,6 +298,7 @@ func commit(fn func() error, hs ...*history) error {
 	for _, h := range hs {
 		if err == nil {
 			h.tried[len(h.tried)-1].ack = h.rec.Now()
+			h.unseen = h.unseen || !h.recordedSoon()
 		}
 	}
 	return err
@@ -313,9 +316,25 @@ func (h *history) compare(r *pager.Region, want []byte) error {
 	return fixture.Compare(got, want, 0)
 }
 
-// recorded reports whether the records have all that the journal's store has: a
-// thread without a P writes to a store's memory itself, which no Recording sees.
-func (h *history) recorded() bool {
+// recordedSoon is recorded while transfers may be under way: as soon as none of
+// them is. What a commit has must be looked for when it is made, for later a slot may
+// have been written again.
+func (h *history) recordedSoon() bool {
+	for range 100 {
+		if h.recordedNow() {
+			return true
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	return false
+}
+
+// recorded reports whether the records have all that the journal's store has had: a
+// thread without a P writes to a store's memory itself, which no Recording sees. It
+// does so for a fault that is blocked, and where stores wait for credits.
+func (h *history) recorded() bool { return !h.unseen && h.recordedNow() }
+
+func (h *history) recordedNow() bool {
 	k, ok := h.js.Kernel()
 	has := k.Mem
 	if h.path != "" {
