@@ -14,8 +14,9 @@ import (
 // only checked): Random switches prefetching off, Normal on again; Sequential
 // reads further ahead and lets what was read leave first. WillNeed starts
 // reading the range, as much of it as half of the budget holds, and does not
-// wait; where memory is full of pages in use, an eighth of the budget stays until it is used. DontNeed drops the clean unpinned pages of the range now; dirty ones
-// stay. Cold lets the range leave before anything else.
+// wait; where memory is full of pages in use, an eighth of the budget stays until
+// it is used. DontNeed drops the clean unpinned pages of the range now; dirty
+// ones stay. Cold lets the range leave before anything else.
 func (r *Region) Advise(off, n int64, a Advice) error {
 	if err := r.checkRange("advise", off, n); err != nil {
 		return err

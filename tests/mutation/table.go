@@ -845,6 +845,12 @@ var table = []mutation{
 		pkg:   "pager", test: "TestPrefetchLeavesSlotsFree",
 	},
 	{
+		name:  "ahead-without-share",
+		what:  "pages that were read ahead and not used displace all others, and not an eighth of the budget",
+		edits: []edit{{"pager/evict/s3fifo.go", "c.t.queue(s3Ahead).n > c.aheadShare():", "c.t.queue(s3Ahead).n > c.capacity:"}},
+		pkg:   "pager", test: "TestReadsAheadDisplaceTheColdest", quick: true,
+	},
+	{
 		name:  "slow-read-is-a-stall",
 		what:  "a request that waits for pins of reads which a slow device has is told that nobody unpins anything",
 		edits: []edit{{"pager/line.go", "if stalled && p.inflight.Load() > 0 && reads == l.reads {", "if false {"}},
