@@ -94,6 +94,7 @@ func (r *readahead) sequential(e Event, plan *Plan) bool {
 			return true
 		}
 		r.judge(r.table.remove(i))
+		r.doubt = min(r.doubt+1, maxDoubt) // whatever it was before
 	}
 	// The touch of a page that no stream planned is no evidence: somebody
 	// else asked for it (Hint, another policy).
