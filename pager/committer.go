@@ -26,7 +26,7 @@ import (
 func (r *Region) Commit(ctx context.Context) error {
 	if r.atomic == nil {
 		if r.opt.Durability == Atomic {
-			return ErrReadOnly
+			return errReadOnly
 		}
 		return fmt.Errorf("pager: Commit of a region that is not Atomic: %w", ErrNotSupported)
 	}

@@ -46,7 +46,7 @@ type writeState struct {
 // writableErr is nil if the region may be written to.
 func (r *Region) writableErr() error {
 	if r.opt.ReadOnly {
-		return ErrReadOnly
+		return errReadOnly
 	}
 	return nil
 }

@@ -14,8 +14,9 @@ import (
 var (
 	// ErrClosed: the pager or region is closed, or was closed meanwhile.
 	ErrClosed = errors.New("pager: closed")
-	// ErrReadOnly: a write to a region or store that is read-only.
-	ErrReadOnly = errors.New("pager: region is read-only")
+	// ErrReadOnly: a write to a region or store that is read-only. It is
+	// store.ErrReadOnly.
+	ErrReadOnly = store.ErrReadOnly
 	// ErrBudget: the request cannot be met within the budget.
 	ErrBudget = errors.New("pager: does not fit the budget")
 	// ErrBusy: somebody else has it: a file that is already open for writing, a
@@ -28,13 +29,16 @@ var (
 	// belongs to another store, has another page size, is damaged, or would be
 	// passed over.
 	ErrJournal = journal.ErrRefused
-	// ErrNotSupported (Is errors.ErrUnsupported): this machine, process or
-	// region cannot do it.
-	ErrNotSupported error = &unsupportedError{"pager: not supported here"}
+	// ErrNotSupported (Is errors.ErrUnsupported): this machine, process, region or
+	// store cannot do it. It is store.ErrNotSupported.
+	ErrNotSupported = store.ErrNotSupported
 )
 
 // errNoContext: where to say it is better than a panic with something half done.
 var errNoContext = errors.New("pager: the context is nil; context.Background() is one that does not end")
+
+// errReadOnly is ErrReadOnly of a region.
+var errReadOnly = fmt.Errorf("pager: the region is %w", ErrReadOnly)
 
 // ended is why ctx allows no waiting, nil if it does.
 func ended(ctx context.Context) error {

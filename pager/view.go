@@ -231,7 +231,7 @@ func errnoError(errno uintptr) error {
 	case errnoRange:
 		return errRange
 	case errnoReadOnly:
-		return ErrReadOnly
+		return errReadOnly
 	case errnoTable, errnoNoRoom:
 		return ErrBudget
 	case errnoSum:

@@ -80,8 +80,8 @@ type Kernel struct {
 }
 
 // ErrReadOnly is returned by Truncate and Discard, and given to Write and
-// Flush ops, of a store that is not writable.
-var ErrReadOnly = errors.New("store: read-only")
+// Flush ops, of a store that is not writable. Package pager has it too.
+var ErrReadOnly = errors.New("read-only")
 
 // ErrBusy is returned by a writable open of a file or device that another
 // opener, in this process or another one, holds. Package pager has it too.
@@ -92,8 +92,8 @@ var ErrBusy = errors.New("busy")
 var ErrEmpty = errors.New("empty: there is nothing to map")
 
 // ErrNotSupported (Is errors.ErrUnsupported) is returned for what this kind of
-// store cannot do.
-var ErrNotSupported error = notSupported("store: not supported by this kind of store")
+// store cannot do. It is aio.ErrNotSupported, and package pager has it too.
+var ErrNotSupported = aio.ErrNotSupported
 
 // notSupported is an error in these words that Is ErrNotSupported.
 type notSupported string
@@ -101,6 +101,5 @@ type notSupported string
 func (e notSupported) Error() string { return string(e) }
 
 func (notSupported) Is(target error) bool {
-	_, same := target.(notSupported)
-	return same || target == errors.ErrUnsupported
+	return target == ErrNotSupported || target == errors.ErrUnsupported
 }
