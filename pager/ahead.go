@@ -114,8 +114,11 @@ func (r *Region) setPolicy(pol prefetch.Policy) {
 // aheadCounts is what became of all that policies of the region have had read.
 func (r *Region) aheadCounts() prefetch.Feedback {
 	a := &r.ahead
-	return prefetch.Feedback{Issued: a.issued.Load() - a.named.Load(), Used: a.used.Load(), Unused: a.unused.Load(), Late: a.late.Load()}
+	return prefetch.Feedback{Issued: a.issued.Load() - a.named.Load(), Used: r.aheadUsed(), Unused: a.unused.Load(), Late: a.late.Load()}
 }
+
+// aheadUsed is how many pages that were read ahead have been touched, by stores too.
+func (r *Region) aheadUsed() int64 { return r.ahead.used.Load() + load64(&r.d.storeUsed) }
 
 func minus(f, g prefetch.Feedback) prefetch.Feedback {
 	return prefetch.Feedback{Issued: f.Issued - g.Issued, Used: f.Used - g.Used, Unused: f.Unused - g.Unused, Late: f.Late - g.Late}

@@ -190,7 +190,10 @@ func unlock(d *desc, pw *word, w word, page uint64, force bool) int {
 	protectRange(d.addr(page), d.pageSize(), false)
 	if fresh {
 		d.countDirty()
-		setState(pw, stUnlocking, stDirty, flagPrefetched, 0)
+		if old, _ := setState(pw, stUnlocking, stDirty, flagPrefetched, 0); old&flagPrefetched != 0 {
+			add64(&d.storeUsed, 1)
+			add64(&d.words.used, 1)
+		}
 	} else {
 		setState(pw, stUnlocking, stWriting, flagHeld, flagRedirtied)
 	}

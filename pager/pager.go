@@ -301,7 +301,7 @@ func (p *Pager) Stats() Stats {
 		ReadLatency:  c.readLatency.snapshot(),
 		SyncLatency:  c.syncLatency.snapshot(),
 	}
-	s.Prefetch.Issued, s.Prefetch.Used = c.aheadIssued.Load(), c.aheadUsed.Load()
+	s.Prefetch.Issued, s.Prefetch.Used = c.aheadIssued.Load(), c.aheadUsed.Load()+load64(&p.w.used)
 	s.Prefetch.Unused, s.Prefetch.Late = c.aheadUnused.Load(), c.aheadLate.Load()
 	s.Metadata, s.PageTables = p.overhead()
 	if sp.trap {
@@ -367,7 +367,7 @@ func (r *Region) Stats() Stats {
 	s.Budget = r.maxFrames << frameShift
 	s.Resident = load64(&r.d.resident) << frameShift
 	s.Dirty = load64(&r.d.dirty) << frameShift
-	s.Prefetch.Issued, s.Prefetch.Used = r.ahead.issued.Load(), r.ahead.used.Load()
+	s.Prefetch.Issued, s.Prefetch.Used = r.ahead.issued.Load(), r.aheadUsed()
 	s.Prefetch.Unused, s.Prefetch.Late = r.ahead.unused.Load(), r.ahead.late.Load()
 	s.Restarts = r.restarts.Load()
 	s.Regions = 1

@@ -84,6 +84,7 @@ type desc struct {
 	dirty       int64  // frames
 	misses      uint64 // made by the fault server
 	minResident int64  // frames that eviction leaves
+	storeUsed   int64  // pages that were read ahead and first touched by a store
 
 	// Which errors of the store pass; see retry.go.
 	retrySet      [retryErrnos / 64]uint64

@@ -25,6 +25,7 @@ type pagerWords struct {
 	dirty   int64 // frames
 	stolen  uint64
 	served  uint64 // pages loaded by the fault server
+	used    int64  // pages that were read ahead and first touched by a store
 	srvRead uint64 // bytes
 
 	// What only the fault server may use, so that it can always go on: frames

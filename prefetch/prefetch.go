@@ -160,7 +160,7 @@ type Policy interface {
 
 // Feedback counts what became of a policy's prefetches since the region was
 // mapped, without those of the policy that Advise(Sequential) has in its place
-// meanwhile. Raw uses of a page that has arrived leave no trace: where access is
+// meanwhile. Raw reads of a page that has arrived leave no trace: where access is
 // raw, Used is a lower and Unused an upper bound.
 type Feedback struct {
 	Issued int64 // pages read ahead
