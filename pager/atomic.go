@@ -98,7 +98,8 @@ func isFile(name string, fd int) bool {
 // openJournal opens the journal of an Atomic region and brings what is
 // committed to the store; that of a read-only one is only read. nil: there is
 // none. A store that is mapped otherwise must have no journal with commits in
-// it: it is read through it, or refused.
+// it: it is read through it, or refused. remove is the journal's path if it is to go when
+// it is empty.
 func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *journal.Journal, remove string, err error) {
 	jo := &o.Journal
 	readOnly := o.ReadOnly || !s.Writable() && !o.Private
@@ -166,7 +167,7 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 			return nil, "", errors.Join(fmt.Errorf("pager: Map %s: %w", s, err), j.Close(ctx))
 		}
 	}
-	if jo.Path == "" && jo.Store == nil {
+	if !readOnly && jo.Path == "" && jo.Store == nil {
 		remove = path
 	}
 	return j, remove, nil
@@ -305,16 +306,22 @@ func (r *Region) closeJournal() error {
 		}
 	}
 	a := r.atomic
-	if a == nil || a.path == "" || err != nil {
+	if a == nil || err != nil {
 		return errors.Join(err, r.journal.Close(ctx))
 	}
-	// It has nothing in it that would be missed. Not if it has been moved: what has its
-	// name is somebody else's then. (As long as it is open here nobody else can use it,
-	// and as long as the store is, nobody makes another.)
-	k, _ := r.write.side.Kernel()
-	ours := k.FD >= 0 && isFile(a.path, k.FD)
-	if err = r.journal.Close(ctx); err == nil && ours {
-		err = os.Remove(a.path)
+	return closeEmpty(r.journal, a.path)
+}
+
+// closeEmpty closes a journal that has nothing in it that would be missed, and removes
+// it if path is not "". Not if it has been moved: what has its name is somebody else's
+// then. (As long as it is open here nobody else can use it, and as long as the store is,
+// nobody makes another.)
+func closeEmpty(j *journal.Journal, path string) error {
+	k, _ := j.Store().Kernel()
+	ours := path != "" && k.FD >= 0 && isFile(path, k.FD)
+	err := j.Close(context.Background())
+	if err == nil && ours {
+		err = os.Remove(path)
 	}
 	return err
 }

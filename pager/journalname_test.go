@@ -113,3 +113,67 @@ func TestNameOfAJournalByChance(t *testing.T) {
 		}
 	}
 }
+
+// A Map that is refused leaves no journal that it has made, and every commit that it has
+// found: in the store, or, if it was to be read only, in the journal.
+func TestARefusedMapLeavesNoJournal(t *testing.T) {
+	needProtection(t)
+	p := newPager(t, Options{Budget: 64 * FrameSize})
+	const size = 8 * FrameSize
+	name := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(name, make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(o RegionOptions) {
+		t.Helper()
+		s, err := store.OpenFile(name, store.FileOptions{ReadOnly: o.ReadOnly})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Durability, o.MaxSize = Atomic, size-FrameSize
+		if r, err := p.Map(s, o); err == nil {
+			r.Close()
+			t.Fatal("Map took a MaxSize that is less than the size")
+		}
+	}
+	there := func() bool {
+		_, err := os.Lstat(name + ".journal")
+		return err == nil
+	}
+	refused(RegionOptions{})
+	if there() {
+		t.Error("a refused Map has left a journal")
+	}
+
+	// A journal with a commit in it, as a crash leaves it.
+	s, err := store.OpenFile(name, store.FileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.Map(s, RegionOptions{Durability: Atomic, Journal: JournalOptions{Interval: -1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, r, 3, 7)
+	if err := r.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(name + ".journal")
+	if err := errors.Join(err, r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(name, make([]byte, size), 0o600), os.WriteFile(name+".journal", b, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	refused(RegionOptions{ReadOnly: true})
+	if !there() {
+		t.Fatal("a Map for reading that was refused has removed a journal with a commit in it")
+	}
+	refused(RegionOptions{})
+	if there() {
+		t.Error("a refused Map has left a journal that it has replayed")
+	}
+	if b, err = os.ReadFile(name); err != nil || b[3*FrameSize] != 7 {
+		t.Errorf("the commit is not in the store: %v, %v", b[3*FrameSize], err)
+	}
+}

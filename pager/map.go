@@ -3,7 +3,6 @@
 package pager
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -120,7 +119,7 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	}
 	r, err := p.mapRegion(s, o, o.PageSize, j, remove)
 	if err != nil && j != nil {
-		err = errors.Join(err, j.Close(context.Background()))
+		err = errors.Join(err, closeEmpty(j, remove)) // what was in it has been replayed
 	}
 	return r, err
 }
