@@ -153,7 +153,8 @@ func (a *atomicState) lookAfter() time.Duration {
 	if n.slots && bare.Load32(&d.slotCount) < d.slotMost {
 		err = a.grow(context.Background())
 	}
-	if a.due.Swap(false) || n.checkpoint || err != nil || load64(&d.slotsFree) < a.lowSlots() {
+	// (That it cannot be longer is no reason: somebody else may have seen to that.)
+	if a.due.Swap(false) || n.checkpoint || load64(&d.slotsFree) < a.lowSlots() {
 		if e := a.checkpoint(context.Background()); e != nil {
 			a.due.Store(true)
 			err = e
