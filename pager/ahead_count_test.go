@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/uffdpager/uffdpager/coro"
 	"github.com/uffdpager/uffdpager/pager/store"
@@ -145,6 +147,47 @@ func TestRandomWorkIsLeftAlone(t *testing.T) {
 		}
 		p.Close()
 	}
+}
+
+// So it is where a thousand goroutines wait, who come to the markers of false starts
+// more often than one does. What chance does once in thirty runs it may do twice.
+func TestRandomWorkOfManyIsLeftAlone(t *testing.T) {
+	for try := range 3 {
+		s := randomCrowd(t)
+		t.Logf("%d misses, %d read ahead", s.Misses, s.Prefetch.Issued)
+		switch {
+		case s.Prefetch.Issued <= s.Misses*3/100:
+			return
+		case try == 2:
+			t.Errorf("%d pages read ahead for %d random misses, and as many before", s.Prefetch.Issued, s.Misses)
+		}
+	}
+}
+
+// randomCrowd has a thousand goroutines load bytes at random.
+func randomCrowd(t *testing.T) Stats {
+	const pages, crowd, each = 1 << 16, 1000, 150
+	slow := store.NewFaulty(store.NewMemory(pages*FrameSize), store.FaultyOptions{Latency: time.Millisecond, Kernel: true})
+	p, r := rawMap(t, Options{Budget: pages / 16 * FrameSize}, slow, RegionOptions{ReadOnly: true})
+	defer p.Close()
+	if r.Raw() != nil || p.Stats().ParkMode != coro.InPlace {
+		t.Skip("no goroutine waits in place here")
+	}
+	var wg sync.WaitGroup
+	for i := range crowd {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(1, uint64(i)))
+			sum := byte(0)
+			for range each {
+				sum += r.Bytes()[rng.Int64N(pages)*FrameSize]
+			}
+			if sum != 0 {
+				t.Error("a page is not empty")
+			}
+		})
+	}
+	wg.Wait()
+	return p.Stats()
 }
 
 // A random working set, recorded by one goroutine with its first touches, is

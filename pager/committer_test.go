@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/uffdpager/uffdpager/coro/bare"
 	"github.com/uffdpager/uffdpager/pager/aio"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
@@ -78,48 +77,6 @@ func mapWatched(t *testing.T, p *Pager, journal store.Store) *Region {
 	for r.atomic.grow(context.Background()) == nil {
 	}
 	return r
-}
-
-// The keeper, who wants a longer journal and finds that somebody else has made it as long
-// as it may be, has nothing to do: a checkpoint would only take the device from commits.
-func TestKeeperOfAJournalThatHasGrown(t *testing.T) {
-	needProtection(t)
-	p := newPager(t, Options{Budget: 256 * FrameSize})
-	r, err := p.Map(store.NewMemory(64*FrameSize), RegionOptions{
-		Durability: Atomic,
-		Journal:    JournalOptions{Store: store.NewMemory(8192), Limit: 400 * FrameSize, Interval: -1},
-		Writeback:  Writeback{NoSteal: true},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, d := r.atomic, r.d
-	a.keep.Lock()
-	looked := make(chan time.Duration)
-	few := load64(&d.slotsFree) - a.lowSlots() + 1
-	add64(&d.slotsFree, -few) // when he looks
-	if n := a.needs(); !n.slots || n.checkpoint {
-		t.Fatalf("%d of %d slots: the keeper finds %+v", bare.Load32(&d.slotCount), d.slotMost, n)
-	}
-	go func() { looked <- a.lookAfter() }()
-	time.Sleep(20 * time.Millisecond) // until he waits for keep; or he looks later, and all is well
-	add64(&d.slotsFree, few)
-	for a.growLocked(context.Background()) == nil {
-	}
-	fill(t, r, 1, 1)
-	if err := r.Commit(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	a.keep.Unlock()
-	if wait := <-looked; wait != 0 {
-		t.Errorf("the keeper is to try again in %v", wait)
-	}
-	if err := r.Sync(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if n := p.Stats().Checkpoints; n != 0 {
-		t.Errorf("%d checkpoints", n)
-	}
 }
 
 // commitsOf commits a few pages seven times, with one flush after all of a

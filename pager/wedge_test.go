@@ -226,7 +226,7 @@ func TestWedgedRawAccess(t *testing.T) {
 			if r.Raw() != nil {
 				t.Skip(r.Raw())
 			}
-			if mode == coro.Block {
+			if p.Stats().ParkMode != coro.InPlace {
 				// A thread that is blocked has its P until the page comes, and the page
 				// comes when this goroutine has run again: no stop of the world may
 				// come in between, which would wait for that P.

@@ -163,6 +163,9 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 	}
 	next, planned := s.next, x < s.next
 	marked := s.isBoundary(x)
+	if e.Late && !s.sees && !marked && x > s.pos+farAhead && !s.goesOn(x) {
+		return // see goesOn
+	}
 	switch {
 	case e.Kind == Touch:
 		if planned && !marked && !e.Late {
@@ -171,11 +174,11 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 		// Where every touch is seen, a reader does not jump; what does is
 		// somebody else who hit the window by chance, unless it goes on there.
 		if s.sees && x > s.pos+slack {
-			if x > s.jump+slack || x < s.jump-slack {
-				s.jump = x
+			jump := s.jump
+			if !s.goesOn(x) {
 				return
 			}
-			s.goOn(min(x, s.jump), x, 2)
+			s.goOn(min(x, jump), x, 2)
 		}
 	case planned && e.Late:
 		// There are more streams than can be read ahead of at once. Shorter runs

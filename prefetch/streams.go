@@ -22,7 +22,7 @@ type stream struct {
 	entered int64 // where pos was when the last boundary was passed
 	touched int64 // touches seen since
 
-	jump   int64 // a touch too far ahead of pos to be believed at once
+	jump   int64 // where it was last seen too far ahead of pos to be believed at once
 	thin   bool  // too few touches before the last boundary: see sparse
 	sees   bool  // touches of prefetched pages are reported
 	proven bool  // came as far as a boundary
@@ -35,6 +35,9 @@ const (
 	// slack is how many pages behind pos the reader may still touch: one copy
 	// touches its far end first.
 	slack = 16
+	// farAhead is how many pages ahead of pos a raw reader may be found at a page that
+	// is late, without having come to a marker.
+	farAhead = 4 * slack
 	// maxStreams is more than the interleaved scans a program has, with some
 	// room for false starts.
 	maxStreams = 128
@@ -89,6 +92,15 @@ func (s *stream) sparse(x int64) bool { return s.touched < (x-s.entered)/minDens
 func (s *stream) refutedBy(e Event) bool {
 	x, _ := s.position(e.Page)
 	return e.Kind == Miss && x >= s.next && s.sees && s.sparse(x)
+}
+
+// goesOn reports whether somebody was near x before who was as far ahead of pos. Random
+// work hits a large window by chance, be it mapped or not read yet, but seldom twice
+// in a row at the same place; who reads in order does.
+func (s *stream) goesOn(x int64) bool {
+	was := s.jump
+	s.jump = x
+	return x <= was+slack && x >= was-slack
 }
 
 // goOn lets the stream begin again at from, where touched pages have been seen up
@@ -261,7 +273,9 @@ func (t *streamTable) remove(i int) (gone *stream) {
 
 // age notes that an event happened, of page p, and looks at one stream, whether it
 // is still in use, if that begins a turn. It returns the stream if it has just been
-// found to be gone.
+// found to be gone. One that is proven is kept, in case it was only slow; others are not:
+// where raw access shows nothing but who comes to a marker, random work comes to the
+// markers of false starts for as long as they are there.
 func (t *streamTable) age(p int64) (gone *stream) {
 	if t.last < len(t.zones) && t.owns(t.last, p) && t.burst < burstMost {
 		t.burst++
@@ -276,7 +290,12 @@ func (t *streamTable) age(p int64) (gone *stream) {
 		t.hand = 0
 	}
 	s := &t.streams[t.hand]
-	if t.tick-s.tick > max(idleAfter, idleShare*uint64(t.active)) && t.rest(t.hand) {
+	switch {
+	case t.tick-s.tick <= max(idleAfter, idleShare*uint64(t.active)):
+		return nil
+	case !s.proven:
+		return t.remove(t.hand)
+	case t.rest(t.hand):
 		return s
 	}
 	return nil
