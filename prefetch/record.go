@@ -40,7 +40,8 @@ const (
 // Record returns a policy that writes the pages of its region to w in the order
 // of their first touch, for [Replay] at the next start. Raw hits leave no
 // trace, and without prefetching every first touch is a miss; so the trace is
-// complete for a region whose policy this is.
+// complete for a region whose policy this is. (Where faults make threads wait, some may
+// be missing: docs/limits.md.)
 //
 // Observe does not write: a goroutine does, a block of up to 64 KiB (some
 // 30,000 pages) at a time, and once a second what there is. Close writes the
