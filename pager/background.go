@@ -96,6 +96,7 @@ func (r *Region) background(now time.Time) {
 	}
 	overdue := age > 0 && now.Sub(b.begun) > age
 	writes, frames := r.p.backgroundRoom(overdue)
+	frames += r.fpp - 1 // one page may be larger than what all writes together are to have
 	n := min(r.within(b.sweep, writes), frames/r.fpp, r.refill(now)>>r.shift)
 	if n <= 0 {
 		return

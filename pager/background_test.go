@@ -320,3 +320,13 @@ func TestBeforeWriteThatNeverAgrees(t *testing.T) {
 		t.Errorf("%d writes", n)
 	}
 }
+
+// A page larger than the share of the queue depth, counted in frames, is written in its
+// time all the same.
+func TestLargePagesAreWrittenInTheBackground(t *testing.T) {
+	const size = MaxPageSize
+	_, r, s := mapMemory(t, 8*size/FrameSize, Options{Budget: 16 * size, QueueDepth: 4}, store.FaultyOptions{},
+		RegionOptions{PageSize: size, Writeback: Writeback{Age: time.Millisecond}})
+	touchPages(t, r, 0, 2*size/FrameSize)
+	eventually(t, "both pages written", func() bool { return s.Counts().Writes == 2 })
+}
