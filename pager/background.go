@@ -131,6 +131,9 @@ func (p *Pager) backgroundRoom(overdue bool) (writes, frames int64) {
 
 // within is how many pages of list, from the first on, so many writes are enough for.
 func (r *Region) within(list []dirtyPage, writes int64) (n int64) {
+	if r.atomic != nil {
+		return int64(len(list)) // into slots that follow one another, wherever they are from
+	}
 	last := uint64(math.MaxUint64 - 1) // the page that was counted last
 	for _, pg := range list {
 		if r.dirtyRun(pg.page, 1) == 1 {

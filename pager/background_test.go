@@ -330,3 +330,30 @@ func TestLargePagesAreWrittenInTheBackground(t *testing.T) {
 	touchPages(t, r, 0, 2*size/FrameSize)
 	eventually(t, "both pages written", func() bool { return s.Counts().Writes == 2 })
 }
+
+// Pages of an Atomic region go to the journal together, however far apart they are.
+func TestPagesApartAreOneWriteToTheJournal(t *testing.T) {
+	needProtection(t)
+	p, err := New(Options{Budget: 1024 * FrameSize, QueueDepth: 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	o := RegionOptions{Durability: Atomic, Prefetch: prefetch.None(), Writeback: Writeback{Age: 100 * time.Millisecond}}
+	js := store.NewFaulty(store.NewMemory(4<<20), store.FaultyOptions{})
+	o.Journal.Store = js
+	r, err := p.Map(store.NewMemory(1000*FrameSize), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := js.Counts().Writes
+	const pages = 128
+	for i := range int64(pages) {
+		touchPages(t, r, 5*i)
+	}
+	eventually(t, "all written", func() bool { return load64(&r.d.dirty) == 0 })
+	// A sweep may begin among the stores, and each has one write more, for the rest.
+	if n := js.Counts().Writes - before; n > pages/8 {
+		t.Errorf("%d writes of %d pages", n, pages)
+	}
+}
