@@ -94,7 +94,9 @@ func (r *readahead) sequential(e Event, plan *Plan) bool {
 			return true
 		}
 		r.judge(r.table.remove(i))
-		r.doubt = min(r.doubt+1, maxDoubt) // whatever it was before
+		// A proven one as well, and one that is not for the second time: to be refuted
+		// says more than to be left.
+		r.doubt = min(r.doubt+1, maxDoubt)
 	}
 	// The touch of a page that no stream planned is no evidence: somebody
 	// else asked for it (Hint, another policy).
@@ -178,7 +180,7 @@ func (r *readahead) advance(i int, e Event, plan *Plan) {
 			if !s.goesOn(x) {
 				return
 			}
-			s.goOn(min(x, jump), x, 2)
+			s.restart(min(x, jump), x)
 		}
 	case planned && e.Late:
 		// There are more streams than can be read ahead of at once. Shorter runs

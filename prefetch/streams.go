@@ -90,8 +90,11 @@ func (s *stream) sparse(x int64) bool { return s.touched < (x-s.entered)/minDens
 // window without any. Random work does, and so does who has gone over to a longer
 // step; what it is has to be shown anew, as at the beginning of any stream.
 func (s *stream) refutedBy(e Event) bool {
+	if e.Kind != Miss || !s.sees {
+		return false
+	}
 	x, _ := s.position(e.Page)
-	return e.Kind == Miss && x >= s.next && s.sees && s.sparse(x)
+	return x >= s.next && s.sparse(x)
 }
 
 // goesOn reports whether somebody was near x before who was as far ahead of pos. Random
@@ -103,12 +106,12 @@ func (s *stream) goesOn(x int64) bool {
 	return x <= was+slack && x >= was-slack
 }
 
-// goOn lets the stream begin again at from, where touched pages have been seen up
+// restart lets the stream begin again at from, where two touched pages have been seen, up
 // to x: what lies before is somebody else's, and has not been passed.
-func (s *stream) goOn(from, x, touched int64) {
+func (s *stream) restart(from, x int64) {
 	s.passBoundaries(x)
 	s.start, s.trail, s.dropped, s.entered = from, from, from, from
-	s.touched = touched
+	s.touched = 2
 }
 
 func (s *stream) page(x int64) int64 { return s.base + x*s.step }

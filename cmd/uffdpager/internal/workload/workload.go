@@ -116,7 +116,7 @@ type Stream struct {
 	w   *Workload
 	rng *rand.PCG
 
-	next  int64 // sequential table: the block that comes next
+	next  int64 // sequential kinds: the block that comes next
 	left  int64 // … and how many until something else comes
 	from  int64 // Interleaved, Stride: where the goroutine's share begins
 	share int64 // … and its length
