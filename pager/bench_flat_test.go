@@ -31,34 +31,44 @@ func BenchmarkFlatGoroutines(b *testing.B) {
 					needRaw(b, r)
 				}
 				benchFill(b, r)
-				// All are there, with the stacks that they need, before anything is measured.
-				var left atomic.Int64
-				var here, done sync.WaitGroup
-				begin := make(chan struct{})
-				for i := range crowd {
-					here.Add(1)
-					done.Go(func() {
-						at := newOffsets(uint64(i)+1, benchMisses)
+				benchTogether(b, p, crowd, func(i uint64) func() uint64 {
+					at := newOffsets(i+1, benchMisses)
+					return func() uint64 {
 						var buf [64]byte
-						sum := touchPage(b, way, r, at.next(), buf[:])
-						here.Done()
-						<-begin
-						for left.Add(-1) >= 0 {
-							sum += touchPage(b, way, r, at.next(), buf[:])
-						}
-						benchSink.Add(sum)
-					})
-				}
-				here.Wait()
-				left.Store(int64(b.N))
-				b.ReportAllocs()
-				price := benchPrice(b, p)
-				close(begin)
-				done.Wait()
-				price()
+						return touchPage(b, way, r, at.next(), buf[:])
+					}
+				})
 			})
 		}
 	}
+}
+
+// benchTogether has crowd goroutines make b.N calls together, each of the function that it
+// gets from newOp. All are there, with the stacks that they need, before anything is measured.
+func benchTogether(b *testing.B, p *pager.Pager, crowd int, newOp func(i uint64) (op func() uint64)) {
+	var left atomic.Int64
+	var here, done sync.WaitGroup
+	begin := make(chan struct{})
+	for i := range crowd {
+		here.Add(1)
+		done.Go(func() {
+			op := newOp(uint64(i))
+			sum := op()
+			here.Done()
+			<-begin
+			for left.Add(-1) >= 0 {
+				sum += op()
+			}
+			benchSink.Add(sum)
+		})
+	}
+	here.Wait()
+	left.Store(int64(b.N))
+	b.ReportAllocs()
+	price := benchPrice(b, p)
+	close(begin)
+	done.Wait()
+	price()
 }
 
 // BenchmarkFlatFloor is what Go takes for so many goroutines with no pager: each
@@ -103,38 +113,18 @@ func BenchmarkFlatFloor(b *testing.B) {
 					}
 				}
 			})
-			var left atomic.Int64
-			var here, done sync.WaitGroup
-			begin := make(chan struct{})
-			for i := range crowd {
-				here.Add(1)
-				done.Go(func() {
-					at := newOffsets(uint64(i)+1, benchMisses)
+			benchTogether(b, nil, crowd, func(i uint64) func() uint64 {
+				at := newOffsets(i+1, benchMisses)
+				r := request{done: make(chan struct{}, 1)}
+				return func() uint64 {
 					var buf [64]byte
-					r := request{done: make(chan struct{}, 1)}
-					miss := func() uint64 {
-						r.off = at.next() &^ (benchPage - 1)
-						requests <- &r
-						<-r.done
-						copy(buf[:], r.frame)
-						return uint64(buf[0])
-					}
-					sum := miss()
-					here.Done()
-					<-begin
-					for left.Add(-1) >= 0 {
-						sum += miss()
-					}
-					benchSink.Add(sum)
-				})
-			}
-			here.Wait()
-			left.Store(int64(b.N))
-			b.ReportAllocs()
-			price := benchPrice(b, nil)
-			close(begin)
-			done.Wait()
-			price()
+					r.off = at.next() &^ (benchPage - 1)
+					requests <- &r
+					<-r.done
+					copy(buf[:], r.frame)
+					return uint64(buf[0])
+				}
+			})
 			close(requests)
 			server.Wait()
 		})
