@@ -98,6 +98,7 @@ func TestBulkGivesWayToSurprises(t *testing.T) {
 
 	// What a policy plans has a little more: it is about to be needed.
 	s.Hold(store.OnRead)
+	defer s.Release()
 	p.surprised.Store(1 << 62)
 	p.addJob(aheadJob{r: r, next: 40 << 20 >> frameShift, end: 48 << 20 >> frameShift})
 	p.pumpNow()

@@ -190,6 +190,7 @@ func TestReadsComeFirst(t *testing.T) {
 		t.Fatal("nothing may be written although nothing is read")
 	}
 	s.Hold(store.OnRead)
+	defer s.Release()
 	var wg sync.WaitGroup
 	for i := range int64(5) {
 		wg.Go(func() {

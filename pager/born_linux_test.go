@@ -116,6 +116,7 @@ func TestReadToBeWrittenIsBornDirty(t *testing.T) {
 		}},
 		{"a writer that joins a reader", stInstalling, RegionOptions{}, func(t *testing.T, p *Pager, r *Region, s *store.Faulty) {
 			s.HoldDone(store.OnRead)
+			defer s.Release()
 			var wg sync.WaitGroup
 			wg.Go(func() { r.ReadAt(make([]byte, 1), 9*FrameSize) })
 			eventually(t, "the reader's read", func() bool { return s.Counts().Held == 1 })
@@ -127,6 +128,7 @@ func TestReadToBeWrittenIsBornDirty(t *testing.T) {
 		}},
 		{"a page that is rescued", stInstalling, RegionOptions{}, func(t *testing.T, p *Pager, r *Region, s *store.Faulty) {
 			s.HoldDone(store.OnRead)
+			defer s.Release()
 			var wg sync.WaitGroup
 			wg.Go(func() { pin(t, r, 9*FrameSize, 1) })
 			eventually(t, "the read", func() bool { return s.Counts().Held == 1 })
@@ -464,6 +466,7 @@ func TestGivingUpAWriteLeavesThePage(t *testing.T) {
 		}
 		p, r, s := absentRegion(t, 16, o)
 		s.HoldDone(store.OnRead)
+		defer s.Release()
 		ctx, cancel := context.WithCancel(context.Background())
 		failed := make(chan error)
 		go func() { _, err := r.AcquireWrite(ctx, 5*FrameSize, 1); failed <- err }()
@@ -502,6 +505,7 @@ func TestBornPagesAreNotLent(t *testing.T) {
 	fresh := 0
 	for page := range int64(rounds) {
 		s.HoldDone(store.OnRead)
+		defer s.Release()
 		wrote, got := make(chan error), make(chan byte)
 		go func() {
 			pin, err := r.AcquireWrite(context.Background(), page*FrameSize, 1)
@@ -562,6 +566,7 @@ func TestCloseUnderAFailingRead(t *testing.T) {
 	p, r, s := absentRegion(t, 16, RegionOptions{})
 	s.Inject(store.Fault{Ops: store.OnRead, Off: 5 * FrameSize, Len: FrameSize, Err: unix.EIO})
 	s.HoldDone(store.OnRead)
+	defer s.Release()
 	ended := make(chan error, 2)
 	for _, acquire := range []func(context.Context, int64, int64) (Pin, error){r.Acquire, r.AcquireWrite} {
 		go func() { _, err := acquire(context.Background(), 5*FrameSize, 1); ended <- err }()

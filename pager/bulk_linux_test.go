@@ -30,6 +30,7 @@ func TestBulkWithHolesGoesOutInOnePiece(t *testing.T) {
 			pin.Release()
 		}
 		s.Hold(store.OnRead)
+		defer s.Release()
 		p.surprised.Store(1 << 62) // one that is never forgotten
 		if err := r.Advise(0, span, WillNeed); err != nil {
 			t.Fatal(err)

@@ -84,6 +84,7 @@ func TestTightCreditsAreNotClaimed(t *testing.T) {
 		pin.Release()
 	}
 	s.Hold(store.OnWrite)
+	defer s.Release()
 	p.flushForRoom()
 	if a, b := r.stateOf(4), r.stateOf(5); a != stDirty || b != stDirty {
 		t.Errorf("a page is on its way although blocked stores have no other to clean: states %d, %d", a, b)

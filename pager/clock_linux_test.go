@@ -31,6 +31,7 @@ func TestCommitsBesideACheckpointHaveTheirInterval(t *testing.T) {
 		}
 	}
 	data.Hold(store.OnWrite)
+	defer data.Release()
 	commit(1)
 	wait("no checkpoint has begun", func() bool { return data.Counts().InFlight > 0 })
 	commit(2)

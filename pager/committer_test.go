@@ -184,6 +184,7 @@ func TestCommitOnTheCallersGoroutine(t *testing.T) {
 	commits := p.Stats().Commits
 
 	journal.Hold(store.OnWrite)
+	defer journal.Release()
 	fill(t, r, 1, 1)
 	first, second := make(chan error, 1), make(chan error, 1)
 	go func() { first <- r.Commit(ctx) }()
@@ -224,6 +225,7 @@ func TestCommitOnTheCallersGoroutine(t *testing.T) {
 
 	// Close beside a caller who commits by himself.
 	journal.Hold(store.OnWrite)
+	defer journal.Release()
 	fill(t, r, 3, 3)
 	go func() { first <- r.Commit(ctx) }()
 	for journal.Counts().InFlight < 2 {

@@ -24,6 +24,7 @@ func TestBytesUnderWayAreBounded(t *testing.T) {
 	}
 	before := buffersOut()
 	s.HoldDone(store.OnRead)
+	defer s.Release()
 	var wg sync.WaitGroup
 	for i := range int64(readers) {
 		wg.Go(func() {

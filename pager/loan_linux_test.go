@@ -39,6 +39,7 @@ func TestReadAtCopiesFromTheReadBuffer(t *testing.T) {
 					continue
 				}
 				s.HoldDone(store.OnRead)
+				defer s.Release()
 				got := make([]byte, n)
 				done := make(chan error)
 				go func() {

@@ -21,6 +21,7 @@ func TestReadsAheadGoBesideWritesInTheBackground(t *testing.T) {
 	p, r, s := mapMemory(t, 1<<14, Options{Budget: 2048 * FrameSize, QueueDepth: depth}, store.FaultyOptions{},
 		RegionOptions{Writeback: Writeback{DirtyShare: 0.05, Age: -1}})
 	s.Hold(0)
+	defer s.Release()
 	for i := range int64(400) {
 		got := make(chan error, 1)
 		go func() {
@@ -79,6 +80,7 @@ func TestReadsAheadGoBesideWritesInTheBackground(t *testing.T) {
 func TestReadsAheadComeBeforeWritesInTheBackground(t *testing.T) {
 	p, r, s := mapMemory(t, 1000, Options{Budget: 256 * FrameSize, QueueDepth: 2}, store.FaultyOptions{}, RegionOptions{Writeback: Writeback{Age: -1}})
 	s.Hold(store.OnRead)
+	defer s.Release()
 	got := make(chan error, 2)
 	for i := range int64(2) {
 		go func() {

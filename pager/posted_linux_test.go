@@ -28,7 +28,10 @@ func postedRig(t *testing.T, pages, frames int64, o RegionOptions) (store.Store,
 	o.Prefetch = prefetch.None()
 	o.Writeback.Age = -1
 	p, r := rawMap(t, Options{Budget: frames * FrameSize}, s, o)
-	t.Cleanup(func() { p.Close() })
+	t.Cleanup(func() {
+		s.Release() // a test that failed may have left a hold
+		p.Close()
+	})
 	if !r.posts {
 		t.Skip("pages are not posted here: ", r.Raw())
 	}
@@ -382,6 +385,7 @@ func TestHeldPagesAreNotPosted(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Hold(store.OnWrite)
+	defer s.Release()
 	writeStamp(t, r, 200)
 	if st := stateOf(r, 200); st != stPosted {
 		t.Fatalf("state %d", st)

@@ -52,6 +52,7 @@ func takenOver(t *testing.T, otherLeaves bool) {
 	}
 	nextLeaf()
 	s.HoldDone(store.OnRead)
+	defer s.Release()
 	if _, ok := r.TryAcquire(0, FrameSize); ok {
 		t.Fatal("resident before it was read")
 	}

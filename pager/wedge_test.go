@@ -99,6 +99,7 @@ func TestWedgedIO(t *testing.T) {
 	p, r, s := mapMemory(t, 100, Options{Budget: 64 * FrameSize, WedgeLimit: wedgeLimit, Events: n.listener()}, store.FaultyOptions{}, RegionOptions{})
 	touchPages(t, r, 3)
 	s.Hold(0)
+	defer s.Release()
 	op, err := r.SyncEventfd(3*FrameSize, 1, -1)
 	if err != nil {
 		t.Fatal(err)
@@ -145,6 +146,7 @@ func TestWedgedCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	js.Hold(0)
+	defer js.Release()
 	got := make(chan error, 1)
 	go func() { got <- r.Commit(context.Background()) }()
 	eventually(t, "image and record are named", func() bool {

@@ -274,6 +274,7 @@ func TestWholeWritesDoNotInheritReadErrors(t *testing.T) {
 	_, r, s := mapMemory(t, 64, Options{Budget: 32 * FrameSize}, store.FaultyOptions{Kernel: true}, RegionOptions{Writeback: Writeback{NoSteal: true}})
 	s.Inject(store.Fault{Ops: store.OnRead, Off: 9 * FrameSize, Len: FrameSize, Err: unix.EIO})
 	s.Hold(store.OnRead)
+	defer s.Release()
 	read := make(chan error, 1)
 	go func() {
 		_, err := r.ReadAt(make([]byte, 8), 9*FrameSize)
