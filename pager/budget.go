@@ -260,6 +260,9 @@ func (p *Pager) reserve(r *Region, n int64) room {
 			return roomNone
 		}
 	}
+	if r.maxFrames > 0 {
+		r.full.granted.Add(1)
+	}
 	used := p.budget.Load() - load64(&p.w.free)
 	for {
 		m := p.peak.Load()

@@ -391,6 +391,9 @@ func (p *Pager) claimAhead(r *Region, first, n uint64, hint bool, mark uint64, b
 			// For all of them at once, so that whatever has to leave for them
 			// leaves with few calls.
 			want := int64(min(first+n-page, maxEvictBatch)) * r.fpp
+			if r.full.claim.Load() != 0 {
+				return got, false
+			}
 			if p.reserve(r, want) != roomMade {
 				if want = r.fpp; p.reserve(r, want) != roomMade {
 					return got, false // have is 0

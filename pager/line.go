@@ -32,6 +32,8 @@ type line struct {
 
 	serving atomic.Bool // somebody is in serveLine
 	again   atomic.Bool // and is to look again
+	round   uint64      // how often a line has been gone through; the server's
+	full    []*Region   // regions that are full for each of their requests in that line: see full.go
 
 	// The stall clock of the first request for credits.
 	first *waitOp
@@ -95,7 +97,7 @@ func (p *Pager) append(k int, op *waitOp) {
 	switch {
 	case q.tail == nil:
 		q.head, q.tail = op, op
-	case k == lineFrames && op.isPark && op.passed == 0 && op.parked.G == p.holds.turn.g.Load():
+	case k == lineFrames && op.isPark && op.parked.G == p.holds.turn.g.Load():
 		op.nextInLine = q.head
 		q.head = op
 	default:
@@ -104,6 +106,7 @@ func (p *Pager) append(k int, op *waitOp) {
 	}
 	p.waiting.Add(1)
 	p.lineLen[k].Add(1)
+	op.r.full.count(k, op, 1)
 	if k == lineCredits {
 		bare.Store32(&p.w.scarce, 1) // what is released goes to who waits
 	}
@@ -130,6 +133,7 @@ func (p *Pager) unlink(k int, op *waitOp) {
 	op.inLine, op.nextInLine = false, nil
 	p.waiting.Add(-1)
 	p.lineLen[k].Add(-1)
+	op.r.full.count(k, op, -1)
 }
 
 // serveLine starts requests that stand in line as long as there is room. It may
@@ -141,96 +145,96 @@ func (p *Pager) serveLine() {
 	for p.waiting.Load() != 0 && l.again.Load() && l.serving.CompareAndSwap(false, true) {
 		l.again.Store(false)
 		for k := range l.queue {
-			for p.serveFirst(k) {
+			l.newRound()
+			for p.serveNext(k) {
 			}
 		}
+		l.newRound()
 		l.serving.Store(false)
 	}
 }
 
-// serveFirst tries to start the first request of line k. true: look again.
-func (p *Pager) serveFirst(k int) bool {
+// newRound forgets which regions are full.
+func (l *line) newRound() {
+	l.round++
+	clear(l.full)
+	l.full = l.full[:0]
+}
+
+// serveNext starts, or fails, the first request of line k for which there is room.
+// It passes over those of regions that are full, which is nobody else's concern. true:
+// look again.
+func (p *Pager) serveNext(k int) bool {
 	l := &p.line
 	l.mu.Lock()
-	op := l.queue[k].head
-	if op == nil {
+	for op := l.queue[k].head; op != nil && !p.allFull(k); op = op.nextInLine {
+		if p.foundFull(op) {
+			continue
+		}
+		op.served = true // whoever wants it out of line leaves that to us
 		l.mu.Unlock()
-		return false
-	}
-	op.served = true // whoever wants it out of line leaves that to us
-	l.mu.Unlock()
 
-	got := roomNone
-	switch {
-	case op.lock != nil && op.lock.unwanted():
-		op.cancel = errUnlocked
-	case op.credits() > p.pinnable.Load() || op.need > p.budget.Load():
-		op.cancel = p.tooMuch(op)
-	default:
-		got = p.reserveFor(op)
-	}
+		got := roomNone
+		switch {
+		case op.lock != nil && op.lock.unwanted():
+			op.cancel = errUnlocked
+		case op.credits() > p.pinnable.Load() || op.need > p.budget.Load():
+			op.cancel = p.tooMuch(op)
+		default:
+			got = p.reserveFor(op)
+		}
+		if got == roomNotHere && op.saved > 0 {
+			p.credits.give(op.saved, true)
+			op.saved = 0
+		}
 
-	l.mu.Lock()
-	op.served = false
-	creds, cancel := op.credits(), op.cancel
-	if cancel == nil && got == roomNone {
-		l.mu.Unlock()
-		return false
-	}
-	if cancel == nil && got == roomNotHere && !op.resident && op.begunWaiting(p.opt.StallLimit) {
-		cancel = fmt.Errorf("%w: MaxResident is reached, and nothing of the region could leave for %v", ErrBudget, p.opt.StallLimit)
-		got = roomNone
-	}
-	if cancel == nil && got == roomNotHere {
-		// Its region is full, which is nobody else's concern.
+		l.mu.Lock()
+		op.served = false
+		cancel := op.cancel
+		switch {
+		case cancel != nil || got == roomMade:
+		case got == roomNone:
+			op.unclaim() // it is not its region that it waits for
+			l.mu.Unlock()
+			return false
+		default:
+			if cancel = p.passedOver(k, op); cancel == nil {
+				continue
+			}
+			got = roomNone
+		}
+		p.unlink(k, op)
+		if op.unclaim() {
+			l.newRound() // what it did not leave to the others may be had
+		}
 		saved := op.saved
 		op.saved = 0
-		defer func() {
-			if saved > 0 {
-				p.credits.give(saved, true)
-			}
-		}()
-		op.passed++
-		moved := l.queue[k].head == op && l.queue[k].tail != op
-		if moved {
-			p.unlink(k, op)
-			p.append(k, op)
-		}
-		first := l.queue[k].head.passed
 		l.mu.Unlock()
-		return moved && first < op.passed
-	}
-	p.unlink(k, op)
-	saved := op.saved
-	op.saved = 0
-	l.mu.Unlock()
-	if cancel != nil {
+		if cancel == nil {
+			p.start(op)
+			return true
+		}
 		if got == roomMade {
 			if !op.resident {
 				p.w.giveFrames(op.need)
 			}
-			saved = creds // they are all ours
+			saved = op.credits() // they are all ours
 		}
 		p.credits.give(saved, true)
 		op.fail(cancel)
 		op.pageDone()
 		return true
 	}
-	p.start(op)
-	return true
-}
-
-// begunWaiting notes that the op's region has no room, and says whether that
-// has been so for longer than limit.
-func (op *waitOp) begunWaiting(limit time.Duration) bool {
-	if op.stuck.IsZero() {
-		op.stuck = time.Now()
-	}
-	return time.Since(op.stuck) > limit
+	l.mu.Unlock()
+	return false
 }
 
 func (p *Pager) tooMuch(op *waitOp) error {
-	return fmt.Errorf("%w: %d bytes are wanted at once, at most %d can be", ErrBudget, op.need<<frameShift, p.pinnable.Load()<<frameShift)
+	most, why := p.pinnable.Load(), "the budget"
+	if m := op.r.maxFrames; m > 0 && m < most {
+		most, why = m, "MaxResident"
+	}
+	return fmt.Errorf("%w: %d bytes are wanted at once, at most %d can be by %s", ErrBudget, op.need<<frameShift, most<<frameShift, why)
 }
 
 type room uint8
@@ -246,6 +250,9 @@ const (
 func (p *Pager) reserveFor(op *waitOp) room {
 	if op.resident && bare.Load32(&op.r.d.cut) != 0 {
 		return roomNotHere // a commit holds the stores to its region
+	}
+	if !op.resident && !op.mayHaveRoom() {
+		return roomNotHere
 	}
 	creds := op.credits() - op.saved
 	if creds > 0 && !p.takeOrDrop(creds, op.isPark) {
@@ -347,6 +354,7 @@ func (p *Pager) takeOut(err error, pick func(*waitOp) bool) {
 					o.cancel = err
 				} else {
 					p.unlink(k, o)
+					o.unclaim()
 					out = append(out, o)
 				}
 			}

@@ -33,7 +33,7 @@ type Region struct {
 	opt    RegionOptions
 
 	domain    *domain
-	maxFrames int64 // MaxResident
+	maxFrames int64 // MaxResident; see full.go
 	rawErr    error
 	mapSize   int64 // when it was mapped
 	begun     time.Time
@@ -54,6 +54,7 @@ type Region struct {
 	closeE  error
 	done    chan struct{} // closed when Close has finished
 
+	full     fullRegion
 	restarts atomic.Int64
 	keeps    atomic.Bool // there has been a page whose frame is a buffer, see unmapped.go
 	ahead    regionAhead

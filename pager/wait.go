@@ -81,13 +81,11 @@ type waitOp struct {
 	// In the line for frames.
 	nextInLine *waitOp
 	inLine     bool
-	served     bool      // somebody is trying to make room for it
-	cancel     error     // why it is to leave the line
-	saved      int64     // credits kept for it
-	passed     int       // times it was sent to the end of the line
-	stuck      time.Time // since when its region has had no room for it
-	need       int64     // frames and credits
-	told       bool      // the wedge detector has named it
+	served     bool  // somebody is trying to make room for it
+	cancel     error // why it is to leave the line
+	saved      int64 // credits kept for it
+	need       int64 // frames and credits
+	told       bool  // the wedge detector has named it
 
 	w0 [1]waiter
 	ws []waiter
