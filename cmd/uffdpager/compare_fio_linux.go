@@ -8,7 +8,9 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -33,6 +35,11 @@ func runFio(ctx context.Context, s rowSpec, file *os.File) rowResult {
 		"--thread", "--time_based", fmt.Sprintf("--runtime=%dms", s.Duration.Milliseconds()), "--output-format=json")
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.WaitDelay = time.Second
+	// fio is not to go on reading when this process is killed: it is told by the
+	// end of the thread that has started it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError

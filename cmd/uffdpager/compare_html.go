@@ -57,7 +57,7 @@ main{max-width:1080px;margin:0 auto;padding:1.5rem}
 h1{font-size:1.5rem;margin:0 0 .5rem}h2{font-size:1.1rem;margin:2rem 0 .4rem}p{margin:.15rem 0;color:var(--dim)}
 .key{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-top:1rem}.key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.45em}
 .scroll{overflow-x:auto}svg{display:block;width:100%;min-width:720px;height:auto}
-svg text{font:12px system-ui,sans-serif;fill:var(--fg)}svg .dim{fill:var(--dim)}
+svg text{font:12px system-ui,sans-serif;fill:var(--fg);paint-order:stroke;stroke:var(--bg);stroke-width:3px}svg .dim{fill:var(--dim)}
 svg .grid{stroke:var(--line);stroke-width:1}svg .whisker{stroke:var(--fg);stroke-width:1.2;opacity:.65}svg .ref{stroke:var(--g4);stroke-width:1.5;stroke-dasharray:4 3}
 .b0{fill:var(--g0);background:var(--g0)}.b1{fill:var(--g1);background:var(--g1)}.b2{fill:var(--g2);background:var(--g2)}.b3{fill:var(--g3);background:var(--g3)}.b4{fill:var(--g4);background:var(--g4)}
 .s0{stroke:var(--g0)}.s1{stroke:var(--g1)}.s2{stroke:var(--g2)}.s3{stroke:var(--g3)}.s4{stroke:var(--g4)}
@@ -138,10 +138,16 @@ func (c *comparison) plots() []plot {
 		p.scale = newScale(all, logarithmic, show)
 		return p
 	}
-	misses := bars("Misses per second (dashed: the bare device with 64 under way)", mMisses, showCount, false)
+	misses := bars("Misses per second", mMisses, showCount, false)
+	ops := bars("Ops of 4 KiB per second, hits included", mOps, showCount, false)
+	speed := []plot{misses, ops}
+	if c.Workload.progress() == mOps { // where reading ahead is compared, misses say nothing
+		speed = []plot{ops}
+	}
+	speed[0].title += " (dashed: the bare device)"
 	for _, r := range c.Rows {
-		if r.Name == referenceRow {
-			misses.ref = r.Figures[mMisses].Median
+		if r.Name == c.Workload.reference() {
+			speed[0].ref = r.Figures[c.Workload.progress()].Median
 		}
 	}
 	latency := plot{title: "Latency of an op: p50, p99, max (logarithmic)"}
@@ -158,12 +164,10 @@ func (c *comparison) plots() []plot {
 		})
 	}
 	latency.scale = newScale(all, true, showMicros)
-	plots := []plot{
-		misses, latency,
+	plots := append(speed, latency,
 		bars("Processor time of the whole process per miss (logarithmic)", mCPU, showMicros, true),
 		bars("Ticks per second of a 200 µs ticker beside the work", mTicks, showCount, false),
-		bars("Bytes read from the device per useful byte (logarithmic)", mReadAmp, showRatio, true),
-	}
+		bars("Bytes read from the device per useful byte (logarithmic)", mReadAmp, showRatio, true))
 	return slices.DeleteFunc(plots, func(p plot) bool { return len(p.lines) == 0 })
 }
 
@@ -233,6 +237,9 @@ func (p plot) write(b *strings.Builder) {
 		fmt.Fprintf(b, `<line class=grid x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>`, x(t), x(t), plotTop, height+4)
 		fmt.Fprintf(b, `<text class=dim x="%.1f" y="%d" text-anchor=middle>%s</text>`+"\n", x(t), height+18, html.EscapeString(p.scale.show(t)))
 	}
+	if p.ref > 0 {
+		fmt.Fprintf(b, `<line class=ref x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>`, x(p.ref), x(p.ref), plotTop, height)
+	}
 	for i, l := range p.lines {
 		y := plotTop + i*plotRow
 		mid := float64(y) + plotRow/2
@@ -251,9 +258,6 @@ func (p plot) write(b *strings.Builder) {
 			}
 		}
 		fmt.Fprintf(b, `<text class=dim x="%.1f" y="%.1f">%s</text></g>`+"\n", end+10, mid+4, html.EscapeString(l.label))
-	}
-	if p.ref > 0 {
-		fmt.Fprintf(b, `<line class=ref x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>`, x(p.ref), x(p.ref), plotTop, height)
 	}
 	b.WriteString("</svg></div>\n")
 }

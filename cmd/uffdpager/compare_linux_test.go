@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -128,6 +129,49 @@ func TestMemoryGroup(t *testing.T) {
 	}
 }
 
+// A group that a killed compare has left behind goes; one that is new, or has a process
+// in it, stays.
+func TestMemoryGroupsLeftBehind(t *testing.T) {
+	g := findMemoryGroups(64 << 20)
+	if g.why != "" {
+		t.Skip("control groups cannot be made here: ", g.why)
+	}
+	parent, _, remove, err := g.make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remove()
+	g.dir = parent // not where others may be comparing
+	dir := filepath.Join(parent, groupPrefix+"left")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	there := func() bool { _, err := os.Stat(dir); return err == nil }
+	if g.sweep(time.Now().Add(-groupAge)); !there() {
+		t.Fatal("a group that was just made is gone")
+	}
+	sleeper := exec.Command("sleep", "60")
+	if err := sleeper.Start(); err != nil {
+		t.Skip(err)
+	}
+	defer func() { sleeper.Process.Kill(); sleeper.Wait() }()
+	if err := writeNumber(filepath.Join(dir, "cgroup.procs"), int64(sleeper.Process.Pid)); err != nil {
+		t.Skip(err)
+	}
+	if g.sweep(time.Now().Add(groupAge)); !there() {
+		t.Fatal("a group that a process is in is gone")
+	}
+	sleeper.Process.Kill()
+	sleeper.Wait()
+	for range 100 { // the process may still be on its way out
+		if g.sweep(time.Now().Add(groupAge)); !there() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a group that was left behind is still there")
+}
+
 // The whole program on a tiny file: every row there is, through all of its
 // workloads, and what is printed.
 func TestCompareProgram(t *testing.T) {
@@ -239,6 +283,38 @@ func TestCompareRowThatFails(t *testing.T) {
 	cmd.ExtraFiles = []*os.File{f}
 	if status := statusOf(t, cmd.Run(), stderr); status != exitFailed || !strings.Contains(stderr.String(), "not those of the file") {
 		t.Errorf("status %d, %s", status, stderr)
+	}
+}
+
+// What compare has started ends with it, even if it is killed: here a fio that takes
+// a minute.
+func TestFioEndsWithCompare(t *testing.T) {
+	cmd, dir, _, stderr := program(t, "compare", "--size", "1MiB", "--budget", "1MiB", "--rounds", "1", "--duration", "20ms", "--warmup", "0s", "--rows", "fio-qd64")
+	const fio = "#!/bin/sh\necho $$ > fio.new; mv fio.new fio.pid; exec sleep 60\n"
+	if err := os.WriteFile(filepath.Join(dir, "fio"), []byte(fio), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env = append(cmd.Env, "PATH="+dir+":"+os.Getenv("PATH"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid []byte
+	for deadline := time.Now().Add(30 * time.Second); pid == nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		pid, _ = os.ReadFile(filepath.Join(dir, "fio.pid"))
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if pid == nil {
+		t.Fatal("fio was not started: ", stderr)
+	}
+	// It may be a zombie, where nobody takes it: that has no command line.
+	line := "sleep"
+	for deadline := time.Now().Add(10 * time.Second); line != "" && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		b, _ := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(pid)), "cmdline"))
+		line = string(b)
+	}
+	if strings.Contains(line, "sleep") {
+		t.Errorf("fio (%s) goes on after compare was killed", pid)
 	}
 }
 

@@ -51,6 +51,7 @@ func findMemoryGroups(limit int64) memoryGroups {
 			_, _, remove, err := g.make()
 			if err == nil {
 				remove()
+				g.sweep(time.Now().Add(-groupAge))
 				return g
 			}
 			last = err
@@ -62,10 +63,28 @@ func findMemoryGroups(limit int64) memoryGroups {
 	return memoryGroups{why: last.Error()}
 }
 
+const (
+	groupPrefix = "uffdpager-compare-"
+	// groupAge is the age at which a group that nobody is in has been left behind:
+	// a row joins its group as soon as it starts.
+	groupAge = time.Minute
+)
+
+// sweep removes groups that a compare which was killed has left behind: those made
+// before a moment, with no process in them.
+func (g memoryGroups) sweep(before time.Time) {
+	left, _ := filepath.Glob(filepath.Join(g.dir, groupPrefix+"*"))
+	for _, dir := range left {
+		if st, err := os.Stat(dir); err == nil && st.ModTime().Before(before) {
+			_ = os.Remove(dir) // the kernel refuses it while a process is there
+		}
+	}
+}
+
 // make makes a group. peak says what was charged to it at most, 0 if that is not
 // told; remove removes it once its processes have ended.
 func (g memoryGroups) make() (dir string, peak func() int64, remove func(), err error) {
-	dir, err = os.MkdirTemp(g.dir, "uffdpager-compare-")
+	dir, err = os.MkdirTemp(g.dir, groupPrefix)
 	if err != nil {
 		return "", nil, nil, err
 	}

@@ -95,6 +95,9 @@ func (r *rowReport) add(res rowResult) {
 
 // count takes over of a turn only what could not be counted in the others.
 func (r *rowReport) count(res rowResult) {
+	if res.Error != "" {
+		res.Error = "in the turn that counts: " + res.Error
+	}
 	if !r.take(res) {
 		return
 	}
@@ -182,6 +185,7 @@ var costColumns = []column{
 	{"syscalls", mSyscalls, showRatio},
 	{"switches", mSwitches, showRatio},
 	{"TLB IPIs", mIPIs, showFine},
+	{"IPIs, all", mMachine, showFine},
 	{"allocs", mAllocs, showFine},
 	{"threads", mThreads, showCount},
 	{"RSS", mRSS, showBytes},
@@ -241,8 +245,8 @@ func (c *comparison) title() []string {
 	}
 	return []string{
 		fmt.Sprintf("%s of 4 KiB, %s of %s; budget %s, %s", c.Workload.describe(), c.File, humanBytes(c.SizeBytes), humanBytes(c.BudgetBytes), limit),
-		fmt.Sprintf("%d rounds of %v; %s, Linux %s, %s; the 200 µs ticker fires %s times/s when idle",
-			c.Rounds, time.Duration(c.DurationS*float64(time.Second)), plural(int64(c.Processors), "processor"), c.Kernel, c.Go, showCount(c.IdleTicks)),
+		fmt.Sprintf("%s of %v; %s, Linux %s, %s; the 200 µs ticker fires %s times/s when idle",
+			plural(int64(c.Rounds), "round"), time.Duration(c.DurationS*float64(time.Second)), plural(int64(c.Processors), "processor"), c.Kernel, c.Go, showCount(c.IdleTicks)),
 	}
 }
 
@@ -272,7 +276,7 @@ var legend = []string{
 	"+ memory not limited",
 	"of device: misses/s (where reading ahead is compared: ops/s) to those of the bare device, just before and after",
 	"latency: of an op, from the end of the goroutine's op before it; CPU: of the whole process, all it does included",
-	"per miss: system calls and TLB IPIs are counted by tracepoints in a turn of their own",
+	"per miss: system calls and TLB IPIs are counted by tracepoints in a turn of their own; \"IPIs, all\" are those of every process, by /proc/interrupts",
 }
 
 // writeText prints the comparison for a reader.

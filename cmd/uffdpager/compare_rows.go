@@ -112,8 +112,8 @@ func allRows(o compareOptions) []compareRow {
 		compareRow{Name: "pread-direct", Group: groupPread, Way: wayPread, Procs: p, Goroutines: g, Direct: true},
 		compareRow{Name: "pread-direct-1g", Group: groupPread, Way: wayPread, Procs: p, Goroutines: 1, Direct: true},
 		compareRow{Name: "pread-buffered", Group: groupPread, Way: wayPread, Procs: p, Goroutines: g})
-	for _, procs := range procsOf(p, 8, 64) {
-		rows = append(rows, compareRow{Name: fmt.Sprintf("nowait-p%d", procs), Group: groupPread, Way: wayNowait, Procs: procs, Goroutines: g})
+	for _, procs := range procsOf(p, 8, 64, 256) {
+		rows = append(rows, compareRow{Name: fmt.Sprintf("nowait-p%d", procs), Group: groupPread, Way: wayNowait, Procs: procs, Goroutines: max(g, procs)})
 	}
 	for _, procs := range procsOf(p, 64) {
 		rows = append(rows, compareRow{Name: fmt.Sprintf("handler-p%d", procs), Group: groupPeer, Way: wayHandler, Procs: procs, Goroutines: g, Unlimited: true})

@@ -52,9 +52,10 @@ func TestCompareRowNamesAreUnique(t *testing.T) {
 // Whatever is asked for, everybody who must be there is, and every mark of the
 // issue's list: direct or not, limited or not.
 func TestCompareHasAllContestants(t *testing.T) {
-	ways := map[string]int{}
+	ways, names := map[string]int{}, map[string]bool{}
 	for _, r := range allRows(compareDefaults()) {
 		ways[r.Way]++
+		names[r.Name] = true
 		if buffered := !r.Direct; buffered != (r.Way == wayMmap || r.Way == wayNowait || r.Way == wayHandler || r.Name == "pread-buffered") {
 			t.Errorf("%s is marked wrongly: direct %v", r.Name, r.Direct)
 		}
@@ -62,6 +63,14 @@ func TestCompareHasAllContestants(t *testing.T) {
 	for _, way := range []string{wayBytes, wayView, wayAcquire, wayReadAt, wayMmap, wayPread, wayNowait, wayHandler, wayDevice, wayFio} {
 		if ways[way] == 0 {
 			t.Errorf("nobody takes the way %s", way)
+		}
+	}
+	// Peers are given their best number of Ps.
+	for _, peer := range []string{"mmap-random", "mmap-normal", "mmap-sequential", "nowait"} {
+		for _, procs := range []string{"-p2", "-p8", "-p64", "-p256"} {
+			if !names[peer+procs] {
+				t.Errorf("there is no row %s", peer+procs)
+			}
 		}
 	}
 }
@@ -211,6 +220,7 @@ func sampleComparison() *comparison {
 	counted := resultOf(1)
 	counted.Metrics[mSyscalls] = 2.25
 	c.Rows[1].count(counted)
+	c.Rows[2].count(rowResult{Error: "hung: not done after 23s"})
 	c.finish()
 	return c
 }
@@ -253,7 +263,7 @@ func TestCompareTable(t *testing.T) {
 	text := b.String()
 	for _, want := range []string{
 		"random reads of 4 KiB, a<b of 4.00 GiB", "memory limit 304 MiB for every row", "mmap-warm-p2*+", "0.90–0.90",
-		"handler-p2: hung: not done after 22s", "failed: see below", "n/a",
+		"handler-p2: hung: not done after 22s", "failed: see below", "n/a", "mmap-warm-p2: in the turn that counts: hung: not done after 23s",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is missing in\n%s", want, text)
