@@ -35,6 +35,7 @@ const (
 	benchLarge  = 256 << 20
 	benchMisses = 256 << 20
 	benchBudget = 16 << 20 // of benchMisses: one access in 16 is a hit
+	benchNamed  = 16       // pages that are named together
 	benchCrowd  = 32       // goroutines for each P, where goroutines wait
 )
 
@@ -408,14 +409,34 @@ func BenchmarkMiss(b *testing.B) {
 			buf[0] = r.Bytes()[off]
 			return nil
 		},
+		"View": func(r *pager.Region, off int64, buf []byte) error {
+			return r.View(ctx, func(mem []byte) error {
+				buf[0] = mem[off]
+				return nil
+			})
+		},
+		"AcquireV": func(r *pager.Region, off int64, _ []byte) error { // pages that are far from each other
+			var rs [benchNamed]pager.Range
+			var pins [benchNamed]pager.Pin
+			for i := range rs {
+				rs[i] = pager.Range{Off: (off + int64(i)*benchMisses/benchNamed) % benchMisses, Len: benchPage}
+			}
+			err := r.AcquireV(ctx, rs[:], pins[:])
+			if err == nil {
+				for _, pin := range pins {
+					pin.Release()
+				}
+			}
+			return err
+		},
 	}
 	kept := keptStore{benchStore(benchMisses)}
-	for _, way := range []string{"Acquire", "ReadAt", "Bytes"} {
+	for _, way := range []string{"Acquire", "ReadAt", "Bytes", "View", "AcquireV"} {
 		for _, crowd := range []int{1, benchCrowd} {
 			b.Run(fmt.Sprintf("%s/crowd=%d", way, crowd), func(b *testing.B) { // goroutines for each P
 				onProcs(b, func(b *testing.B) {
 					p, r := benchMap(b, kept, benchBudget, pager.RegionOptions{ReadOnly: true})
-					if way == "Bytes" {
+					if way == "Bytes" || way == "View" {
 						needRaw(b, r)
 					}
 					do := touch[way]
@@ -505,9 +526,8 @@ func BenchmarkWriteAt(b *testing.B) {
 // BenchmarkPrefetchResident: the price of naming 16 pages that are there
 // already, for each of them.
 func BenchmarkPrefetchResident(b *testing.B) {
-	const entries = 16
 	r := benchResident(b, benchHits)
-	at, offs := newOffsets(1, benchHits), make([]int64, entries)
+	at, offs := newOffsets(1, benchHits), make([]int64, benchNamed)
 	b.ReportAllocs()
 	price := benchPrice(b, nil)
 	for b.Loop() {
@@ -517,5 +537,5 @@ func BenchmarkPrefetchResident(b *testing.B) {
 		r.Prefetch(offs, 64)
 	}
 	price()
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/entries, "ns/entry")
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchNamed, "ns/entry")
 }

@@ -82,10 +82,10 @@ func BenchmarkRandomRead(b *testing.B) {
 		})
 	})
 	for _, qd := range []int{1, 16, 64} {
-		for _, k := range engines {
+		buf := buffer(b, qd*benchPage)
+		for _, k := range benchEngines(fd, buf) {
 			b.Run(fmt.Sprintf("qd=%d/%s", qd, k.name), func(b *testing.B) {
 				e := mustOpen(b, k.open, 64)
-				buf := buffer(b, qd*benchPage)
 				ctx := context.Background()
 				started, finished := 0, 0
 				ops := make([]*Op, qd)
@@ -123,10 +123,10 @@ func BenchmarkRandomRead(b *testing.B) {
 func BenchmarkRequesters(b *testing.B) {
 	fd := benchFile(b)
 	for _, goroutines := range []int{1, 64} {
-		for _, k := range engines {
+		buf := buffer(b, goroutines*benchPage)
+		for _, k := range benchEngines(fd, buf) {
 			b.Run(fmt.Sprintf("goroutines=%d/%s", goroutines, k.name), func(b *testing.B) {
 				e := mustOpen(b, k.open, 64)
-				buf := buffer(b, goroutines*benchPage)
 				var wg sync.WaitGroup
 				stop, reaper := make(chan struct{}), make(chan struct{})
 				go func() {
