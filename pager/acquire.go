@@ -330,11 +330,13 @@ func (r *Region) AcquireV(ctx context.Context, rs []Range, pins []Pin) error {
 	}
 	op := newOp(r)
 	op.pin, op.borrows = true, r.lends
+	op.ranges = op.rangeRoom
 	for _, g := range rs {
 		if g.Len != 0 {
 			op.ranges = append(op.ranges, r.pageRange(g.Off, g.Len))
 		}
 	}
+	op.rangeRoom = op.ranges
 	if err := r.p.begin(op); err != nil {
 		return err
 	}

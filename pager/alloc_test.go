@@ -20,6 +20,7 @@ func TestMissesDoNotAllocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 8)
+	rs, pins := make([]Range, 2), make([]Pin, 2)
 	ways := map[string]func(off int64){
 		"Acquire": func(off int64) {
 			pin, err := r.Acquire(context.Background(), off, 8)
@@ -27,6 +28,24 @@ func TestMissesDoNotAllocate(t *testing.T) {
 				t.Fatal(err)
 			}
 			pin.Release()
+		},
+		"Acquire of two pages": func(off int64) {
+			pin, err := r.Acquire(context.Background(), min(off, (pages-2)*FrameSize), FrameSize+1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pin.Release()
+		},
+		"AcquireV": func(off int64) {
+			for i := range rs { // far from each other
+				rs[i] = Range{(off + int64(i)*pages/2*FrameSize) % (pages * FrameSize), 8}
+			}
+			if err := r.AcquireV(context.Background(), rs, pins); err != nil {
+				t.Fatal(err)
+			}
+			for _, pin := range pins {
+				pin.Release()
+			}
 		},
 		"ReadAt": func(off int64) {
 			if _, err := r.ReadAt(buf, off); err != nil {

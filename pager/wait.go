@@ -90,7 +90,14 @@ type waitOp struct {
 	w0 [1]waiter
 	ws []waiter
 	nw int
+
+	// Room for the ranges and waiters of more than one page, kept for reuse.
+	rangeRoom  []pageRange
+	waiterRoom []waiter
 }
+
+// mostWaitersKept is of how many waiters an op keeps the room.
+const mostWaitersKept = 64
 
 // pageRange is n pages from first.
 type pageRange struct{ first, n uint64 }
@@ -107,8 +114,15 @@ func newOp(r *Region) *waitOp {
 
 // free recycles an op that nobody can reach any more.
 func (op *waitOp) free() {
-	ch, got := op.ch, op.got[:0]
-	*op = waitOp{ch: ch, got: got}
+	ranges, waiters := op.rangeRoom, op.waiterRoom
+	if n := len(op.ws); n > 1 && n <= mostWaitersKept {
+		clear(op.ws)
+		waiters = op.ws[:0]
+	}
+	if cap(ranges) > mostWaitersKept {
+		ranges = nil
+	}
+	*op = waitOp{ch: op.ch, got: op.got[:0], rangeRoom: ranges[:0], waiterRoom: waiters}
 	opPool.Put(op)
 }
 
@@ -124,6 +138,8 @@ func (op *waitOp) waiterFor(page uint64) *waiter {
 	if op.ws == nil {
 		if n := op.pages(); n == 1 {
 			op.ws = op.w0[:]
+		} else if n <= uint64(cap(op.waiterRoom)) {
+			op.ws = op.waiterRoom[:n]
 		} else {
 			op.ws = make([]waiter, n)
 		}
