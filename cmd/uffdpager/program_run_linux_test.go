@@ -413,8 +413,8 @@ func TestRunEveryWorkloadWithEveryPolicy(t *testing.T) {
 				t.Errorf("%s: %d ops, %d bytes verified", name, r.Ops, r.Verified)
 			case r.Workload != work || p.Policy != policy:
 				t.Errorf("%s: the report is of %s with %s", name, r.Workload, p.Policy)
-			case r.Misses == 0 || r.ReadBytes < r.Misses*stamp.Block:
-				t.Errorf("%s: %d bytes read for %d misses", name, r.ReadBytes, r.Misses)
+			case r.Misses == 0 || r.ReadBytes < (r.Misses-r.Joined)*stamp.Block: // who faults once more while his read is under way has joined it
+				t.Errorf("%s: %d bytes read for %d misses, %d joined", name, r.ReadBytes, r.Misses, r.Joined)
 			case p.Used+p.Unused > p.Issued || p.Late > p.Used:
 				t.Errorf("%s: %+v", name, p)
 			case (policy == "none" || policy == "record") && p.Issued != 0:
