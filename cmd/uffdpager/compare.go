@@ -401,6 +401,9 @@ func (c *contest) describe() {
 	if !out.Limited {
 		c.note("no memory limit: %s; rows that use the page cache have all of the machine's memory", c.groups.why)
 	}
+	if inMemory(fmt.Sprintf("/proc/self/fd/%d", c.file.Fd())) {
+		c.note("the file is kept in memory: there is no device behind it, and what is said of one is of a copy")
+	}
 	if err := whyNotCounted(); err != nil {
 		c.note("system calls and TLB IPIs are not counted: %v", err)
 	}

@@ -248,6 +248,18 @@ func TestCompareTreeNeedsItsFile(t *testing.T) {
 	}
 }
 
+// A file that is kept in memory has no device behind it, and the report says so.
+func TestCompareInMemory(t *testing.T) {
+	const dir = "/dev/shm"
+	if !inMemory(dir) {
+		t.Skip(dir, " is no directory in memory")
+	}
+	cmd, _, stdout, stderr := program(t, "compare", "--dir", dir, "--size", "1MiB", "--budget", "1MiB", "--rounds", "1", "--duration", "20ms", "--warmup", "0s", "--rows", "readat")
+	if err := cmd.Run(); err != nil || !strings.Contains(stdout.String(), "the file is kept in memory") {
+		t.Errorf("%v %s\n%s", err, stderr, stdout)
+	}
+}
+
 func TestCompareRowThatFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
