@@ -49,17 +49,12 @@ func runFio(ctx context.Context, s rowSpec, file *os.File) rowResult {
 		}
 		return rowResult{Error: "fio: " + err.Error()}
 	}
-	res := parseFio(out)
-	for _, name := range []string{mOps, mMisses} {
-		if v, ok := res.Metrics[name]; ok {
-			res.Metrics[name] = v * float64(block/blockSize)
-		}
-	}
-	return res
+	return parseFio(out, block)
 }
 
-// parseFio takes the figures out of fio's report.
-func parseFio(out []byte) rowResult {
+// parseFio takes the figures out of fio's report of reads of so many bytes each. An op,
+// and a miss, is a block of it as in all rows; latency is that of a read.
+func parseFio(out []byte, size int64) rowResult {
 	var report struct {
 		Jobs []struct {
 			Error int `json:"error"`
@@ -89,10 +84,11 @@ func parseFio(out []byte) rowResult {
 		return rowResult{Error: "fio: it read nothing"}
 	}
 	j := report.Jobs[0]
+	each := float64(size / blockSize) // blocks of a read
+	cpu := (j.User + j.System) / 100 * j.RuntimeMS * 1e3 / (j.Read.IOs * each)
 	m := map[string]float64{
-		mOps: j.Read.IOPS, mMisses: j.Read.IOPS, mMax: j.Read.Latency.Max / 1e3,
-		mCPU:      (j.User + j.System) / 100 * j.RuntimeMS * 1e3 / j.Read.IOs,
-		mSwitches: j.Switches / j.Read.IOs, mReadAmp: 1,
+		mOps: j.Read.IOPS * each, mMisses: j.Read.IOPS * each, mMax: j.Read.Latency.Max / 1e3,
+		mCPU: cpu, mCPUOp: cpu, mSwitches: j.Switches / (j.Read.IOs * each), mReadAmp: 1,
 	}
 	for name, p := range map[string]string{mP50: "50.000000", mP99: "99.000000"} {
 		if v, ok := j.Read.Latency.Percentile[p]; ok && !math.IsNaN(v) {

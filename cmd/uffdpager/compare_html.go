@@ -144,6 +144,10 @@ func (c *comparison) plots() []plot {
 	if c.Workload.progress() == mOps { // where reading ahead is compared, misses say nothing
 		speed = []plot{ops}
 	}
+	cpu := bars("Processor time of the whole process per miss (logarithmic)", mCPU, showMicros, true)
+	if c.Workload.progress() == mOps {
+		cpu = bars("Processor time of the whole process per op (logarithmic)", mCPUOp, showMicros, true)
+	}
 	speed[0].title += " (dashed: the bare device)"
 	for _, r := range c.Rows {
 		if r.Name == c.Workload.reference() {
@@ -164,8 +168,7 @@ func (c *comparison) plots() []plot {
 		})
 	}
 	latency.scale = newScale(all, true, showMicros)
-	plots := append(speed, latency,
-		bars("Processor time of the whole process per miss (logarithmic)", mCPU, showMicros, true),
+	plots := append(speed, latency, cpu,
 		bars("Ticks per second of a 200 µs ticker beside the work", mTicks, showCount, false),
 		bars("Bytes read from the device per useful byte (logarithmic)", mReadAmp, showRatio, true))
 	return slices.DeleteFunc(plots, func(p plot) bool { return len(p.lines) == 0 })
