@@ -207,3 +207,52 @@ func TestSetBudgetLeavesSlack(t *testing.T) {
 		pin.Release()
 	}
 }
+
+// TestTwoPagesOfABlockedStore: with as much pinned as can be, and under the
+// smallest budget, a blocked store across the end of a page gets both its pages
+// dirty at a time; only one if no server could clean them to make room for reads.
+func TestTwoPagesOfABlockedStore(t *testing.T) {
+	for _, c := range []struct {
+		what    string
+		noSteal bool
+	}{
+		{"servers can clean both", false},
+		{"only a Sync may write", true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			p, r := rawMap(t, Options{Budget: 4 * FrameSize}, store.NewMemory(8*FrameSize),
+				RegionOptions{Prefetch: prefetch.None(), Writeback: Writeback{Age: -1, DirtyShare: 1, NoSteal: c.noSteal}})
+			defer p.Close()
+			needRaw(t, r)
+			p.rescueNoMore() // it would clean pages now and then
+			for page := range p.pinnable.Load() {
+				pin, err := r.Acquire(context.Background(), page*FrameSize, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer pin.Release()
+			}
+			// As the instruction does it: it begins anew after each fault.
+			both := false
+			for end := time.Now().Add(20 * time.Second); !both && time.Now().Before(end); {
+				for page := uint64(4); page < 6; page++ {
+					errno := serveRead(r.d, page)
+					if r.stateOf(page) != stDirty && errno == 0 {
+						errno = serveWrite(r.d, page)
+					}
+					if errno == errnoNoRoom && c.noSteal {
+						return // one of them, and a frame for reads
+					}
+					if errno != 0 {
+						t.Fatalf("page %d: errno %d", page, errno)
+					}
+					r.p.w.noteServed(r.d.index, page)
+				}
+				both = r.stateOf(4) == stDirty && r.stateOf(5) == stDirty
+			}
+			if both == c.noSteal {
+				t.Errorf("both pages dirty at a time: %v", both)
+			}
+		})
+	}
+}
