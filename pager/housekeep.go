@@ -70,6 +70,7 @@ func (p *Pager) housekeep() {
 		}
 		if p.waiting.Load() != 0 {
 			p.breakStall()
+			p.breakRefusal()
 		}
 		p.feed()
 		if bare.Xchg32(&p.w.wantSlots, 0) != 0 {

@@ -65,6 +65,7 @@ type evictState struct {
 	left     int         // pages of which EventListener.Evicted is to be told
 	unmapped int         // that have left without having been mapped, in this turn
 	credits  int64       // given back since evictMu was locked
+	refusal  refusal
 	ranges   [maxEvictBatch]uffd.Range
 	spares   spares
 	take     func(evict.Page) evict.Verdict // takeVictim as a value, made once
@@ -219,6 +220,7 @@ func (p *Pager) evictLocked(n int64) int64 {
 			break
 		}
 	}
+	p.noteRefusal(freed)
 	p.evictUnlock()
 	return freed
 }

@@ -48,7 +48,8 @@ type Options struct {
 
 	// StallLimit is how long a request waits for pinned pages while nothing
 	// at all is unpinned, before it fails with ErrBudget instead of waiting
-	// for ever; it waits longer for a device that does nothing either. 0: 1 s.
+	// for ever; it waits longer for a device that does nothing either. So it is
+	// where a RegionOptions.Evict lets no page leave. 0: 1 s.
 	StallLimit time.Duration
 
 	// WedgeLimit is how long a fault, an I/O, a pin or a call of a hook may take

@@ -62,7 +62,8 @@ type Policy interface {
 	// one was Stop, or every resident page has been offered about twice; it
 	// always ends. A page is offered only while it is resident as far as the policy has been
 	// told. It returns the number of Gone verdicts. A policy that keeps pages to itself has
-	// whoever wants their room wait until it offers them: that is no error of the pager's.
+	// whoever wants their room wait until it offers them, or fail with pager.ErrBudget if
+	// nothing at all has left for pager.Options.StallLimit.
 	Evict(n int, take func(Page) Verdict) int
 
 	// Cold moves p to where it is evicted next (drop-behind, Advise(Cold)),
