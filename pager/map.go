@@ -25,7 +25,7 @@ import (
 // store, which Map waits for.
 //
 // Errors: ErrBusy if the store, or Journal.Store, is another region's (then that is left
-// alone), or the journal's file is in use; ErrJournal, see there; ErrBudget for pages or a MinResident that the
+// alone), or RegionOptions.Evict is, or the journal's file is in use; ErrJournal, see there; ErrBudget for pages or a MinResident that the
 // budget does not hold, or a MaxResident of less than four pages; ErrNotSupported for
 // what this machine cannot do; ErrClosed; options that make no sense, by name.
 func (p *Pager) Map(s store.Store, o RegionOptions) (*Region, error) {
@@ -80,6 +80,33 @@ func letGo(s store.Store) {
 	}
 }
 
+// policies holds the eviction policies of all open regions: calls of a policy are one
+// after the other within a region's pager only, and it knows a page by its number.
+var policies sync.Map
+
+// takePolicy puts a policy into policies; false: it is there. What is not a pointer may
+// be a value that has nothing of its own, and be equal to others by chance.
+func takePolicy(e evict.Policy) bool {
+	if !isPointer(e) {
+		return true
+	}
+	_, taken := policies.LoadOrStore(e, true)
+	return !taken
+}
+
+// letGoPolicy undoes takePolicy. e may be nil.
+func letGoPolicy(e evict.Policy) {
+	if isPointer(e) {
+		policies.Delete(e)
+	}
+}
+
+// isPointer: e is a pointer to something, so that another that is equal is the same.
+func isPointer(e evict.Policy) bool {
+	t := reflect.TypeOf(e)
+	return t != nil && t.Kind() == reflect.Pointer && t.Elem().Size() > 0
+}
+
 // same: two stores are one. t may be nil.
 func same(s, t store.Store) bool {
 	return t != nil && reflect.ValueOf(s).Comparable() && reflect.ValueOf(t).Comparable() && s == t
@@ -92,11 +119,11 @@ func closeIf(s store.Store) error {
 	return s.Close()
 }
 
-func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
+func (p *Pager) mapStore(s store.Store, o RegionOptions) (r *Region, err error) {
 	if o.PageSize == 0 {
 		o.PageSize = FrameSize
 	}
-	err := checkOptions(s, &o)
+	err = checkOptions(s, &o)
 	if err == nil {
 		err = checkWrite(s, &o)
 	}
@@ -106,6 +133,9 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 	if err == nil {
 		err = p.checkFits(&o)
 	}
+	if err == nil && !takePolicy(o.Evict) {
+		err = fmt.Errorf("RegionOptions.Evict is another region's: %w", ErrBusy)
+	}
 	if err != nil {
 		err = fmt.Errorf("pager: Map %s: %w", s, err)
 		if !same(s, o.Journal.Store) {
@@ -113,11 +143,16 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (*Region, error) {
 		}
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			letGoPolicy(o.Evict)
+		}
+	}()
 	j, remove, err := p.openJournal(s, &o, o.PageSize)
 	if err != nil {
 		return nil, err
 	}
-	r, err := p.mapRegion(s, o, o.PageSize, j, remove)
+	r, err = p.mapRegion(s, o, o.PageSize, j, remove)
 	if err != nil && j != nil {
 		err = errors.Join(err, closeEmpty(j, remove)) // what was in it has been replayed
 	}

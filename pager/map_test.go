@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/uffdpager/uffdpager/pager/aio"
+	"github.com/uffdpager/uffdpager/pager/evict"
 	"github.com/uffdpager/uffdpager/pager/store"
 )
 
@@ -119,6 +120,44 @@ func TestMapOwnsTheStoreWhoseJournalIsInUse(t *testing.T) {
 	}
 	if err := r.Close(); err != nil || s.n != 1 {
 		t.Errorf("%v; closed %d times", err, s.n)
+	}
+}
+
+// sharesNothing is a policy that cannot be compared: nobody can know it again.
+type sharesNothing struct {
+	evict.Policy
+	notes []string
+}
+
+// A policy knows pages by their numbers, and is called by one region's pager at a
+// time: one that a region has cannot be another's until that is closed.
+func TestMapRefusesAPolicyThatIsInUse(t *testing.T) {
+	p, q := newPager(t, Options{Budget: 64 * FrameSize}), newPager(t, Options{Budget: 64 * FrameSize})
+	pol := evict.NewS3FIFO()
+	r, err := p.Map(store.NewMemory(8*FrameSize), RegionOptions{Evict: pol})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []*Pager{p, q} {
+		s := &closings{Store: store.NewMemory(8 * FrameSize)}
+		if _, err := other.Map(s, RegionOptions{Evict: pol}); !errors.Is(err, ErrBusy) || s.n != 1 {
+			t.Errorf("a policy in two regions: %v; store closed %d times", err, s.n)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Nor does a Map that fails for something else keep it.
+	if _, err := q.Map(store.NewMemory(0), RegionOptions{Evict: pol}); err == nil || errors.Is(err, ErrBusy) {
+		t.Errorf("an empty store: %v", err)
+	}
+	if _, err := q.Map(store.NewMemory(8*FrameSize), RegionOptions{Evict: pol}); err != nil {
+		t.Errorf("the policy is free: %v", err)
+	}
+	for range 2 {
+		if _, err := p.Map(store.NewMemory(8*FrameSize), RegionOptions{Evict: sharesNothing{Policy: evict.NewFIFO()}}); err != nil {
+			t.Errorf("a value of its own: %v", err)
+		}
 	}
 }
 

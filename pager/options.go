@@ -135,7 +135,8 @@ type RegionOptions struct {
 
 	// Evict orders this region's pages. nil: the pager's own S3-FIFO, shared
 	// by all regions without a policy of their own. A policy belongs to one
-	// region.
+	// region as long as that is open: one that is another's (told by its pointer)
+	// is ErrBusy.
 	Evict evict.Policy
 
 	// Writeback says when dirty pages are written without being asked.

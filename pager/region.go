@@ -228,6 +228,7 @@ func (r *Region) close() error {
 	err := errors.Join(syncErr, r.closeJournal(), r.closeSide(d.pages), r.store.Close())
 	letGo(r.store)
 	letGo(r.opt.Journal.Store)
+	letGoPolicy(r.opt.Evict)
 	r.lastLen = r.Len()
 	r.released.Store(true)
 	sp.release(r)
