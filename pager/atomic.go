@@ -79,7 +79,7 @@ func journalPath(s store.Store) string {
 		if unix.Fstat(k.FD, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
 			return "" // beside a device there is no disk, but memory
 		}
-		if real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", k.FD)); err == nil && isFile(real, k.FD) {
+		if real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", k.FD)); err == nil && isFile(real, fileIn(s)) {
 			return real + ".journal"
 		}
 	}
@@ -89,18 +89,27 @@ func journalPath(s store.Store) string {
 	return name + ".journal"
 }
 
-// isFile: the file of that name is the one that is open as fd.
-func isFile(name string, fd int) bool {
-	var a, b unix.Stat_t
-	return unix.Lstat(name, &a) == nil && unix.Fstat(fd, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
+// fileIn says which file a store is in; nil: none, or nobody knows.
+func fileIn(s store.Store) *unix.Stat_t {
+	var st unix.Stat_t
+	if k, ok := s.Kernel(); !ok || k.FD < 0 || unix.Fstat(k.FD, &st) != nil {
+		return nil
+	}
+	return &st
+}
+
+// isFile: the file of that name is st's.
+func isFile(name string, st *unix.Stat_t) bool {
+	var now unix.Stat_t
+	return st != nil && unix.Lstat(name, &now) == nil && now.Dev == st.Dev && now.Ino == st.Ino
 }
 
 // openJournal opens the journal of an Atomic region and brings what is
 // committed to the store; that of a read-only one is only read. nil: there is
 // none. A store that is mapped otherwise must have no journal with commits in
 // it: it is read through it, or refused. remove is the journal's path if it is to go when
-// it is empty.
-func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *journal.Journal, remove string, err error) {
+// it is empty; made is its path if there was none before, so that it goes with a Map that fails.
+func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *journal.Journal, remove, made string, err error) {
 	jo := &o.Journal
 	readOnly := o.ReadOnly || !s.Writable() && !o.Private
 	path := jo.Path
@@ -111,12 +120,12 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 		if jo.Store == nil {
 			var st unix.Stat_t
 			if path == "" || unix.Stat(path, &st) != nil || jo.Path == "" && st.Mode&unix.S_IFMT != unix.S_IFREG {
-				return nil, "", nil
+				return nil, "", "", nil
 			}
 		}
 	}
 	if jo.Store == nil && path == "" {
-		return nil, "", fmt.Errorf("pager: Map %s: the store is no file in a directory, so an Atomic region needs Journal.Path or Journal.Store", s)
+		return nil, "", "", fmt.Errorf("pager: Map %s: the store is no file in a directory, so an Atomic region needs Journal.Path or Journal.Store", s)
 	}
 	js := jo.Store
 	if js == nil {
@@ -127,9 +136,9 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 		}
 		if js, err = store.OpenFile(path, fo); err != nil {
 			if errors.Is(err, store.ErrEmpty) && fo.ReadOnly {
-				return nil, "", nil // nothing was ever written to it
+				return nil, "", "", nil // nothing was ever written to it
 			}
-			return nil, "", fmt.Errorf("pager: Map %s: journal: %w", s, err)
+			return nil, "", "", fmt.Errorf("pager: Map %s: journal: %w", s, err)
 		}
 	}
 	ctx := context.Background()
@@ -142,7 +151,11 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 		if err == nil && info.Live > 0 {
 			err = fmt.Errorf("%w: %s has %d commits for %s: map it Atomic (and close it) first", ErrJournal, path, info.Live, s)
 		}
-		return nil, "", err
+		return nil, "", "", err
+	}
+	var file *unix.Stat_t
+	if f, ok := js.(*store.File); ok && jo.Store == nil && f.Created() {
+		made, file = path, fileIn(js)
 	}
 	id := journal.IdentityOf(s)
 	id.ID = jo.ID
@@ -154,23 +167,27 @@ func (p *Pager) openJournal(s store.Store, o *RegionOptions, pageSize int) (j *j
 		PageSize: pageSize, Identity: id, Limit: limit, ReadOnly: readOnly, Adopt: jo.Adopt, Salvage: jo.Salvage, Reaped: true,
 	})
 	if o.Durability != Atomic && byChance(err, jo) {
-		return nil, "", nil
+		return nil, "", "", nil
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("pager: Map %s: %w", s, err)
+		err = fmt.Errorf("pager: Map %s: %w", s, err)
+		if made != "" && isFile(made, file) {
+			err = errors.Join(err, os.Remove(made))
+		}
+		return nil, "", "", err
 	}
 	if readOnly && len(j.Log()) == 0 {
-		return nil, "", j.Close(ctx)
+		return nil, "", "", j.Close(ctx)
 	}
 	if !readOnly {
 		if _, err := j.Replay(ctx, s); err != nil {
-			return nil, "", errors.Join(fmt.Errorf("pager: Map %s: %w", s, err), j.Close(ctx))
+			return nil, "", "", errors.Join(fmt.Errorf("pager: Map %s: %w", s, err), j.Close(ctx))
 		}
 	}
 	if !readOnly && jo.Path == "" && jo.Store == nil {
 		remove = path
 	}
-	return j, remove, nil
+	return j, remove, made, nil
 }
 
 // byChance: what has the name of a journal is something else's file, and nobody
@@ -317,8 +334,7 @@ func (r *Region) closeJournal() error {
 // then. (As long as it is open here nobody else can use it, and as long as the store is,
 // nobody makes another.)
 func closeEmpty(j *journal.Journal, path string) error {
-	k, _ := j.Store().Kernel()
-	ours := path != "" && k.FD >= 0 && isFile(path, k.FD)
+	ours := path != "" && isFile(path, fileIn(j.Store()))
 	err := j.Close(context.Background())
 	if err == nil && ours {
 		err = os.Remove(path)

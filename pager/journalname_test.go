@@ -144,6 +144,45 @@ func TestARefusedMapLeavesNoJournal(t *testing.T) {
 	if there() {
 		t.Error("a refused Map has left a journal")
 	}
+	// Where the program says where it is, one that was there stays, and no other.
+	path := JournalOptions{Path: name + ".journal"}
+	refused(RegionOptions{Journal: path})
+	if there() {
+		t.Error("a refused Map has left a journal where it was told to make it")
+	}
+	if err := os.WriteFile(path.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(RegionOptions{Journal: path})
+	if !there() {
+		t.Error("a refused Map has removed a file that it has not made")
+	}
+	os.Remove(path.Path)
+	// The journal is made and cannot be written to.
+	q, err := New(Options{Budget: 64 * FrameSize})
+	if err == nil {
+		err = q.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []JournalOptions{{}, path} {
+		for _, early := range []bool{true, false} { // or Close comes between
+			q.closed.Store(early)
+			s, err := store.OpenFile(name, store.FileOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = q.Map(s, RegionOptions{Durability: Atomic, Journal: o}); err == nil || early && !errors.Is(err, ErrClosed) {
+				t.Errorf("Map after Close: %v", err)
+			}
+			if there() {
+				t.Error("a Map that cannot write its journal has left it")
+				os.Remove(path.Path)
+			}
+		}
+	}
+	q.closed.Store(true)
 
 	// A journal with a commit in it, as a crash leaves it.
 	s, err := store.OpenFile(name, store.FileOptions{})

@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -133,6 +134,9 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (r *Region, err error) 
 	if err == nil {
 		err = p.checkFits(&o)
 	}
+	if err == nil && p.closed.Load() {
+		err = ErrClosed
+	}
 	if err == nil && !takePolicy(o.Evict) {
 		err = fmt.Errorf("RegionOptions.Evict is another region's: %w", ErrBusy)
 	}
@@ -148,13 +152,13 @@ func (p *Pager) mapStore(s store.Store, o RegionOptions) (r *Region, err error) 
 			letGoPolicy(o.Evict)
 		}
 	}()
-	j, remove, err := p.openJournal(s, &o, o.PageSize)
+	j, remove, made, err := p.openJournal(s, &o, o.PageSize)
 	if err != nil {
 		return nil, err
 	}
 	r, err = p.mapRegion(s, o, o.PageSize, j, remove)
 	if err != nil && j != nil {
-		err = errors.Join(err, closeEmpty(j, remove)) // what was in it has been replayed
+		err = errors.Join(err, closeEmpty(j, cmp.Or(remove, made))) // what was in it has been replayed
 	}
 	return r, err
 }

@@ -146,6 +146,7 @@ type File struct {
 	size     atomic.Int64
 	writable bool
 	device   bool
+	created  bool  // there was no such file
 	shared   bool  // fd shares its open file description with the caller's
 	locked   bool  // fd holds a lock
 	why      error // why fd is not O_DIRECT; nil: it is
@@ -166,6 +167,9 @@ func (f *File) BlockSize() int { return int(f.block) }
 
 // Writable implements Store.
 func (f *File) Writable() bool { return f.writable }
+
+// Created reports whether OpenFile made the file, which was not there before.
+func (f *File) Created() bool { return f.created }
 
 // Direct reports whether transfers bypass the page cache.
 func (f *File) Direct() bool { return f.why == nil }

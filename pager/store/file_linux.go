@@ -66,6 +66,7 @@ func openPath(path string, o FileOptions) (*File, error) {
 		return nil, openError(path, err)
 	}
 	f := newFile(path, fd, o)
+	f.created = created
 	if err = f.setUp(o); err == nil && created {
 		err = f.syncName()
 	}
