@@ -385,8 +385,12 @@ func (r *Region) writePinned(b []byte, off int64) error {
 // Update runs fn over the region's memory, which fn may change, exactly once;
 // faults, errors and Close are as for View. It is a bracket, not a
 // transaction: nothing keeps others from seeing changes half done, and an
-// error does not take them back. A Commit of an Atomic region has all of its
-// stores or none.
+// error, be it fn's or of a page, does not take them back: a Commit of an Atomic
+// region has all stores that fn has made, or none.
+//
+// A store waits for room as long as nothing can be written, on a full disk
+// for instance (see EventListener.WriteError and Wedged), but no longer than
+// StallLimit once the region is being closed. ctx does not end that.
 func (r *Region) Update(ctx context.Context, fn func(mem []byte) error) error {
 	if err := r.writableErr(); err != nil {
 		return err

@@ -24,9 +24,10 @@ type flusher struct {
 	again   atomic.Bool // and is to look again
 	busy    atomic.Bool // hungry may not be empty
 
-	failed atomic.Int64  // when a write last failed (UnixNano)
-	hand   atomic.Uint32 // the leaf to look at next
-	ios    atomic.Int64  // writes in the background that are under way
+	failed     atomic.Int64          // when a write last failed (UnixNano) …
+	failedWith atomic.Pointer[error] // … and how
+	hand       atomic.Uint32         // the leaf to look at next
+	ios        atomic.Int64          // writes in the background that are under way
 
 	// The housekeeper's: some region has something left to write, or has had dirty
 	// pages when he looked last.

@@ -332,7 +332,7 @@ func (r *Region) noteFault(err error) uintptr {
 		return errnoClosed
 	}
 	var f *FaultError
-	if errors.As(err, &f) {
+	if errors.As(err, &f) && !errors.Is(err, ErrBudget) { // there it is another access's
 		err = f.Err // where it was, who finds it knows better
 	}
 	if no, plain := err.(unix.Errno); plain {

@@ -405,8 +405,9 @@ func (p *Pager) breakStall() {
 		stalled = false
 	}
 	// A store waits, for it has no other way; but not for room in a spill file,
-	// which nobody makes.
-	waits := op.isPark && !op.r.d.spillFull()
+	// which nobody makes, and not when its region is being closed, for Close
+	// waits for the Update that it belongs to.
+	waits := op.isPark && !op.r.d.spillFull() && !op.r.closing.Load()
 	if stalled && waits && !op.served {
 		// Nobody has to wait behind it.
 		saved := op.saved
@@ -423,11 +424,17 @@ func (p *Pager) breakStall() {
 		}
 		return
 	}
+	began := l.since
 	l.mu.Unlock()
 	if !stalled || waits {
 		return
 	}
-	p.leaveLine(op, fmt.Errorf("%w: %d bytes more cannot be pinned, and nothing was unpinned for %v", ErrBudget, op.need<<frameShift, p.opt.StallLimit))
+	err := fmt.Errorf("%w: %d bytes more cannot be pinned, and nothing was unpinned for %v", ErrBudget, op.need<<frameShift, p.opt.StallLimit)
+	if why := p.flush.failedWith.Load(); why != nil && p.flush.failed.Load() >= began.UnixNano() {
+		err = fmt.Errorf("%w, nor could be written: %w", err, *why)
+	}
+	r := op.r
+	p.takeOut(err, func(o *waitOp) bool { return o == op || o.isPark && op.isPark && o.r == r && r.closing.Load() })
 }
 
 // giveCredits returns credits of pages that are not pinned (or dirty) any more.

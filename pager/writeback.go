@@ -534,8 +534,9 @@ func (p *Pager) writeDone(w *writeIO, err error) {
 			r.d.losePlace(first + i)
 		}
 		p.stats.writeErrors.Add(1)
-		p.flush.failed.Store(time.Now().UnixNano())
 		err = r.fault("write", first, err)
+		p.flush.failedWith.Store(&err)
+		p.flush.failed.Store(time.Now().UnixNano())
 		p.event(func(e *EventListener) {
 			if e.WriteError != nil {
 				e.WriteError(r, int64(first<<r.shift), int64(n)<<r.shift, err)
