@@ -194,13 +194,6 @@ func (p *Pager) creditLast(frames int64) int64 {
 	return n - min(5*p.largestPage.Load(), n/2)
 }
 
-// creditPair is how many it has for pages that any server can clean, with which a
-// fault that only reads finds a frame even if all are dirty: enough for both pages
-// of a store that goes across the end of one.
-func (p *Pager) creditPair(frames int64) int64 {
-	return max(p.creditLast(frames), min(2*p.largestPage.Load(), p.unpinnable(frames)))
-}
-
 // creditTight leaves the last two pages of the reserve to stores that block
 // their threads; see claims.go.
 func (p *Pager) creditTight(frames int64) int64 {
@@ -213,7 +206,6 @@ func (p *Pager) setSlack(frames, more int64) {
 	bareStore64(&p.w.frameSlack, more)
 	bareStore64(&p.w.creditSlack, more+p.creditSlack(frames))
 	bareStore64(&p.w.creditLast, more+p.creditLast(frames))
-	bareStore64(&p.w.creditPair, more+p.creditPair(frames))
 	bareStore64(&p.w.creditTight, more+p.creditTight(frames))
 }
 

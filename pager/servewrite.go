@@ -74,11 +74,7 @@ func serveWrite(d *desc, page uint64) (errno uintptr) {
 				}
 				return failed
 			}
-			last := &d.words.creditLast
-			if d.serverCleans(page) {
-				last = &d.words.creditPair
-			}
-			if turn > lastResort && unlockVia(d, pw, w, page, -load64(last), true) {
+			if turn > lastResort && unlockVia(d, pw, w, page, -load64(&d.words.creditLast), true) {
 				return 0
 			}
 			if turn > 2 {
@@ -151,24 +147,6 @@ func cleanOne(words *pagerWords, attempt int) (errno uintptr) {
 	return errno
 }
 
-// serverCleans: page, if it is dirty, can be written without Go. (In a journal that
-// is a question of the slots that are left, which it then may wait for.)
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func (d *desc) serverCleans(page uint64) bool {
-	return bare.Load32(&d.flags)&descServeDirty != 0 && d.slotTab == nil && d.wholeInStore(page) && d.placeRoom(page)
-}
-
-// wholeInStore: the store does not end within page, which it would take Go code to
-// cut.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func (d *desc) wholeInStore(page uint64) bool { return (page+1)<<d.shift <= bare.Load64(&d.length) }
-
 // cleanPage writes one page if it is dirty, unpinned and whole.
 //
 //go:nosplit
@@ -184,8 +162,8 @@ func cleanPage(d *desc, page uint64) (errno uintptr) {
 		return errnoNothing
 	}
 	slots := d.slotTab != nil
-	if !slots && !(d.wholeInStore(page) && d.placeRoom(page)) {
-		return errnoNothing
+	if !slots && (end > bare.Load64(&d.length) || !d.placeRoom(page)) {
+		return errnoNothing // the store cuts the last page, which takes Go code
 	}
 	slot, was, v := uint32(0), uint64(0), uint32(1)
 	if slots {

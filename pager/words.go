@@ -35,7 +35,6 @@ type pagerWords struct {
 	frameSlack   int64
 	creditSlack  int64
 	creditLast   int64 // and when even that is in flight, with everybody stopped who could end it
-	creditPair   int64 // for pages that servers can clean; two at least
 	creditTight  int64 // how far below zero others may still claim credits; see claims.go
 
 	// The pages that were served last, newest at recentPos. One instruction may

@@ -300,12 +300,6 @@ var table = []mutation{
 		pkg:   "pager", test: "TestReadsOfTightPages", hang: true,
 	},
 	{
-		name:  "one-page-of-two",
-		what:  "under a budget of four pages, two of them pinned, a blocked store has one dirty page at a time, and never both that it needs",
-		edits: []edit{{"pager/servewrite.go", "last = &d.words.creditPair", "last = &d.words.creditLast"}},
-		pkg:   "pager", test: "TestTwoPagesOfABlockedStore", quick: true,
-	},
-	{
 		name:  "set-budget-counts-slack",
 		what:  "SetBudget returns with as much pinned as fits only with what blocked stores have beyond the limit",
 		edits: []edit{{"pager/budget.go", "left >= -p.creditTight(frames)", "left >= -p.creditSlack(frames)"}},
