@@ -120,7 +120,8 @@ type RegionOptions struct {
 	MaxSize int64
 
 	// MinResident is how many bytes of this region eviction leaves alone;
-	// MaxResident how many it may have resident at most. 0: no bound.
+	// MaxResident how many it may have resident at most (requests that look at
+	// the same moment may pass it by a page each). 0: no bound.
 	MinResident, MaxResident int64
 
 	// Durability: InPlace or Atomic.
