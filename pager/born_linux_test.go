@@ -6,7 +6,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -50,8 +49,7 @@ func absentRegion(t *testing.T, pages int, o RegionOptions) (*Pager, *Region, *s
 func waitsWithin(t *testing.T, r *Region, fd, page int, in word, do func()) (state word, writable bool) {
 	t.Helper()
 	// Who waits for a span keeps his P, and does not stop for the collector.
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	runtime.GC() // ends one that is under way
+	noCollections(t)
 	number := atomic.LoadUint64(&r.d.span)>>52 + 1
 	atomic.StoreUint64(&r.d.span, number*spanOne|uint64(page)<<spanFirst|1)
 	done := make(chan struct{})

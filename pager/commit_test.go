@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -398,4 +399,16 @@ func newPager(t testing.TB, o Options) *Pager {
 		}
 	})
 	return p
+}
+
+// noCollections keeps the collector away until the test ends. A thread that waits
+// without being parked keeps its P, and a stop of the world that begins meanwhile waits
+// for it: where it is the test that ends the wait, neither would go on.
+func noCollections(t testing.TB) {
+	t.Helper()
+	percent := debug.SetGCPercent(-1)
+	t.Cleanup(func() { debug.SetGCPercent(percent) })
+	// SetGCPercent waits for the marking of one that is under way, and then every P is
+	// asked once more (to flush its caches). Until that is over nobody stops the world.
+	runtime.ReadMemStats(new(runtime.MemStats))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -90,8 +89,7 @@ func TestSyncOfPagesThatOthersGiveUp(t *testing.T) {
 	if runtime.GOMAXPROCS(0) < 2 {
 		t.Skip("who copies a page keeps his P")
 	}
-	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // and does not stop for the collector
-	runtime.GC()
+	noCollections(t) // he does not stop for the collector
 	p, r := spanRegion(t, 64, 7)
 	var entered, giveUp atomic.Bool
 	protectVia = func(addr, n uintptr, protect bool) (errno uintptr) {

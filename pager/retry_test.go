@@ -8,7 +8,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 	"testing"
 	"time"
@@ -151,10 +150,7 @@ func TestReadErrorsAreWaitedFor(t *testing.T) {
 	for _, mode := range []coro.Mode{coro.Auto, coro.Block, coro.Restart} {
 		for _, how := range []string{"back", "closed"} {
 			t.Run(mode.String()+"/"+how, func(t *testing.T) {
-				// A thread that waits in its own way keeps its P. A collection that
-				// begins meanwhile waits for it, with another P, and here there may
-				// be none then for whoever brings the page back.
-				defer debug.SetGCPercent(debug.SetGCPercent(-1))
+				noCollections(t)
 				r, restore := shortFile(t, mode)
 				if r.Raw() != nil && (mode != coro.Restart || sp.fd < 0) {
 					t.Skip(r.Raw())

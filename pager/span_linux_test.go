@@ -6,7 +6,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -179,8 +178,7 @@ func TestWritablePagesWaitForTheSpan(t *testing.T) {
 		t.Skip("who waits for a span keeps his P")
 	}
 	// Nor does he stop for the collector.
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	runtime.GC() // ends one that is under way
+	noCollections(t)
 	_, r := spanRegion(t, 64, 20)
 	if err := r.Advise(30*FrameSize, FrameSize, DontNeed); err != nil {
 		t.Fatal(err)

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -229,11 +227,7 @@ func TestWedgedRawAccess(t *testing.T) {
 				t.Skip(r.Raw())
 			}
 			if p.Stats().ParkMode != coro.InPlace {
-				// A thread that is blocked has its P until the page comes, and the page
-				// comes when this goroutine has run again: no stop of the world may
-				// come in between, which would wait for that P.
-				defer debug.SetGCPercent(debug.SetGCPercent(-1))
-				runtime.GC() // ends what is under way
+				noCollections(t)
 			}
 			if err := unix.Truncate(name, 4*FrameSize); err != nil {
 				t.Fatal(err)
