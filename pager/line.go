@@ -183,13 +183,13 @@ func (p *Pager) serveNext(k int) bool {
 		default:
 			got = p.reserveFor(op)
 		}
+
+		l.mu.Lock()
+		op.served = false
 		if got == roomNotHere && op.saved > 0 {
 			p.credits.give(op.saved, true)
 			op.saved = 0
 		}
-
-		l.mu.Lock()
-		op.served = false
 		cancel := op.cancel
 		switch {
 		case cancel != nil || got == roomMade:
