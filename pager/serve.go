@@ -24,7 +24,8 @@ import (
 // fits, on the server's own account.
 type serverBuffer struct {
 	busy uint32
-	_    [60]byte
+	gen  uint32 // the generation of the page that is being read to it; 0: none
+	_    [56]byte
 }
 
 const serverBuffers = 16
@@ -42,8 +43,7 @@ var (
 func takeServerBuffer() (i uintptr, mem unsafe.Pointer) {
 	for turn := 0; ; turn++ {
 		for i = 0; i < serverBuffers; i++ {
-			b := (*serverBuffer)(unsafe.Add(unsafe.Pointer(&srvBusy), i*unsafe.Sizeof(serverBuffer{})))
-			if bare.Cas32(&b.busy, 0, 1) {
+			if bare.Cas32(&serverBufferOf(i).busy, 0, 1) {
 				return i, unsafe.Add(srvMem, i*MaxPageSize)
 			}
 		}
@@ -55,7 +55,31 @@ func takeServerBuffer() (i uintptr, mem unsafe.Pointer) {
 //go:norace
 //go:nocheckptr
 func giveServerBuffer(i uintptr) {
-	bare.Store32((*uint32)(unsafe.Add(unsafe.Pointer(&srvBusy), i*unsafe.Sizeof(serverBuffer{}))), 0)
+	b := serverBufferOf(i)
+	bare.Store32(&b.gen, 0)
+	bare.Store32(&b.busy, 0)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func serverBufferOf(i uintptr) *serverBuffer {
+	return (*serverBuffer)(unsafe.Add(unsafe.Pointer(&srvBusy), i*unsafe.Sizeof(serverBuffer{})))
+}
+
+// readByServer: the page that has this generation is being read by a server, who needs
+// no P either and will have done. Two who took over from each other would read the
+// page for ever, each throwing away what the other has read.
+//
+//go:nosplit
+//go:norace
+func readByServer(gen uint32) bool {
+	for i := uintptr(0); i < serverBuffers; i++ {
+		if bare.Load32(&serverBufferOf(i).gen) == gen {
+			return true
+		}
+	}
+	return false
 }
 
 // serve makes the page of f available without Go. It runs in the signal handler
@@ -163,7 +187,7 @@ func serveRead(d *desc, page uint64) (errno uintptr) {
 			relax(turn)
 			continue
 		case s == stLoading || s == stFailed:
-			if s == stLoading && !isMarker(w) && !impatient(turn) {
+			if s == stLoading && !isMarker(w) && (!impatient(turn) || readByServer(uint32(w>>32))) {
 				bare.FutexWait(&napWord, 0, patienceNap)
 				continue
 			}
@@ -244,6 +268,7 @@ var (
 //go:nocheckptr
 func fillPage(d *desc, pw *word, page uint64, gen uint32, notice uint64) (errno uintptr) {
 	i, mem := takeServerBuffer()
+	bare.Store32(&serverBufferOf(i).gen, gen)
 	size := d.pageSize()
 	src, n, errno := fetchVia(d, page, mem)
 	if d.past(page) {
