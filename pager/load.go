@@ -309,8 +309,12 @@ func (p *Pager) readSingly(l *load, err error) {
 	b := newBatch()
 	for i, gen := range l.gens {
 		page := l.first + uint64(i)
-		pw, w := r.d.look(page)
-		if pw != nil && w&stateMask == stLoading && uint32(w>>32) == gen && w&(flagWaited|pinMask) != 0 && !errors.Is(err, ErrClosed) {
+		wanted := word(flagWaited | pinMask)
+		if errors.Is(err, ErrClosed) {
+			wanted = 0
+		}
+		// Somebody may come to wait for it at this very moment.
+		if !p.failPageBut(wanted, r, page, gen, stLoading, r.fault("read", page, err)) {
 			s := loadPool.Get().(*load)
 			r.active.Add(1)
 			s.r, s.first, s.kind, s.begun, s.stored = r, page, demand, l.begun, l.stored
@@ -318,9 +322,7 @@ func (p *Pager) readSingly(l *load, err error) {
 			s.gens = append(s.gens, gen)
 			s.sit()
 			b.loads = append(b.loads, s)
-			continue
 		}
-		p.failPage(r, page, gen, stLoading, r.fault("read", page, err))
 	}
 	if l.kind == ahead {
 		p.aheadPages.Add(-int64(len(l.gens)) * r.fpp)

@@ -443,6 +443,12 @@ func (b *bucket) take(r *Region, page uint64) (ready *waiter) {
 // failPage ends the Loading of generation gen with an error: the page becomes
 // Missing, its waiters get err. It does nothing if the page was taken over.
 func (p *Pager) failPage(r *Region, page uint64, gen uint32, from word, err error) {
+	p.failPageBut(0, r, page, gen, from, err)
+}
+
+// failPageBut is failPage, but returns false and leaves a page alone whose word has one
+// of these bits.
+func (p *Pager) failPageBut(bits word, r *Region, page uint64, gen uint32, from word, err error) bool {
 	b := p.bucketOf(r, page)
 	b.mu.Lock()
 	pw, v := r.d.look(page)
@@ -450,7 +456,11 @@ func (p *Pager) failPage(r *Region, page uint64, gen uint32, from word, err erro
 		if pw == nil || v&stateMask != from || uint32(v>>32) != gen {
 			b.mu.Unlock()
 			p.settle(r, page)
-			return
+			return true
+		}
+		if v&bits != 0 {
+			b.mu.Unlock()
+			return false
 		}
 		// Whoever claims the page now cannot enlist before the lock is free,
 		// so all waiters in the bucket are this load's.
@@ -474,6 +484,7 @@ func (p *Pager) failPage(r *Region, page uint64, gen uint32, from word, err erro
 	}
 	p.unreserve(r.fpp)
 	p.transition()
+	return true
 }
 
 // abandonAll completes every waiting op of r with err; for Close. Pins that
