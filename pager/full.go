@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
-
-	"github.com/uffdpager/uffdpager/coro/bare"
 )
 
 // A region that is full
@@ -120,8 +118,8 @@ func (p *Pager) passedOver(k int, op *waitOp) error {
 		f.since = now // the device has not got on either
 		return nil
 	}
-	if page, gen, ok := r.someRead(); ok && f.reading == 0 {
-		f.reading, f.gen, f.since = page+1, gen, now
+	if page, w, ok := r.somePage(isRead); ok && f.reading == 0 {
+		f.reading, f.gen, f.since = page+1, uint32(w>>32), now
 		return nil
 	}
 	return fmt.Errorf("%w: MaxResident is reached, and nothing of the region could leave for %v", ErrBudget, limit)
@@ -130,18 +128,22 @@ func (p *Pager) passedOver(k int, op *waitOp) error {
 // reads: the read of page that has this generation is under way.
 func (r *Region) reads(page uint64, gen uint32) bool {
 	pw, w := r.d.look(page)
-	return pw != nil && w&stateMask == stLoading && !isMarker(w) && uint32(w>>32) == gen
+	return pw != nil && isRead(w) && uint32(w>>32) == gen
 }
 
-// someRead finds a page of the region that is being read.
-func (r *Region) someRead() (page uint64, gen uint32, ok bool) {
+// isRead: the page of this word is being read.
+func isRead(w word) bool { return w&stateMask == stLoading && !isMarker(w) }
+
+// somePage finds a page of the region whose word is so.
+func (r *Region) somePage(so func(w word) bool) (page uint64, w word, ok bool) {
 	for lf := range r.p.leaves() {
 		if lf.d != r.d {
 			continue
 		}
 		for k := range uint64(leafPages) {
-			if w := bare.Load64(leafWord(lf.leaf, k)); w&stateMask == stLoading && !isMarker(w) {
-				return lf.group<<leafShift + k, uint32(w >> 32), true
+			page := lf.group<<leafShift + k
+			if pw, w := r.d.look(page); pw != nil && so(w) { // the leaf may have changed hands
+				return page, w, true
 			}
 		}
 	}

@@ -307,12 +307,12 @@ func (p *Pager) landed(l *load) {
 func (p *Pager) readSingly(l *load, err error) {
 	r := l.r
 	b := newBatch()
+	wanted := word(flagWaited | pinMask)
+	if errors.Is(err, ErrClosed) {
+		wanted = 0
+	}
 	for i, gen := range l.gens {
 		page := l.first + uint64(i)
-		wanted := word(flagWaited | pinMask)
-		if errors.Is(err, ErrClosed) {
-			wanted = 0
-		}
 		// Somebody may come to wait for it at this very moment.
 		if !p.failPageBut(wanted, r, page, gen, stLoading, r.fault("read", page, err)) {
 			s := loadPool.Get().(*load)

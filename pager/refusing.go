@@ -4,7 +4,6 @@ package pager
 
 import (
 	"fmt"
-	"sync/atomic"
 	"time"
 )
 
@@ -75,18 +74,6 @@ func (r *Region) couldLeave() bool {
 	if n := load64(&d.resident); n == 0 || r.p.leastResident(d) {
 		return false
 	}
-	used := atomic.LoadUint32(&sp.leafUsed)
-	for leaf := uint32(1); leaf <= used; leaf++ {
-		m := metaOf(leaf)
-		group := atomic.LoadUint64(&m.group)
-		if atomic.LoadUint32(&m.desc) != d.index || !d.owns(leaf, group) {
-			continue
-		}
-		for k := range uint64(leafPages) {
-			if pw, w := d.look(group<<leafShift + k); pw != nil && w&stateMask == stResident && w&pinMask == 0 {
-				return true
-			}
-		}
-	}
-	return false
+	_, _, ok := r.somePage(func(w word) bool { return w&stateMask == stResident && w&pinMask == 0 })
+	return ok
 }

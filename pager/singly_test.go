@@ -26,15 +26,15 @@ func TestErrorsOfAReadAheadAreOfTheirPage(t *testing.T) {
 		p.pumpNow()
 		eventually(t, "both are being read", func() bool { return stateOf(r, 1) == stLoading && s.Counts().Held == 1 })
 		var wg sync.WaitGroup
-		var go1 = make(chan struct{})
+		failed := make(chan struct{})
 		wg.Go(func() {
-			<-go1
+			<-failed
 			if _, err := r.ReadAt(make([]byte, 1), FrameSize); err != nil {
 				t.Error(err)
 			}
 		})
-		wg.Go(func() { <-go1; s.Release() })
-		close(go1)
+		wg.Go(func() { <-failed; s.Release() })
+		close(failed)
 		wg.Wait()
 		eventually(t, "the other is given up", func() bool { return stateOf(r, 2) == stMissing })
 		if err := r.Advise(0, r.Len(), DontNeed); err != nil {
