@@ -138,14 +138,11 @@ func (c *comparison) plots() []plot {
 		p.scale = newScale(all, logarithmic, show)
 		return p
 	}
-	misses := bars("Misses per second", mMisses, showCount, false)
 	ops := bars("Ops of 4 KiB per second, hits included", mOps, showCount, false)
-	speed := []plot{misses, ops}
+	speed := []plot{bars("Misses per second", mMisses, showCount, false), ops}
+	cpu := bars("Processor time of the whole process per miss (logarithmic)", mCPU, showMicros, true)
 	if c.Workload.progress() == mOps { // where reading ahead is compared, misses say nothing
 		speed = []plot{ops}
-	}
-	cpu := bars("Processor time of the whole process per miss (logarithmic)", mCPU, showMicros, true)
-	if c.Workload.progress() == mOps {
 		cpu = bars("Processor time of the whole process per op (logarithmic)", mCPUOp, showMicros, true)
 	}
 	speed[0].title += " (dashed: the bare device)"
